@@ -1,0 +1,120 @@
+"""The sets of questions and texts an audit asks about, cut to a protocol's limits and encoded once.
+
+Limits keep every unit: items are taken in turn from all units, by position, so that the same files give the same sample.
+
+Source: this project.  Checked against: limits by hand; held-out wordings are never among the trained ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from letheon.data.encode import Encoder, Example
+from letheon.data.records import DataFile, Record
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Some items of one set: encoded, with names that stay the same between models."""
+
+    name: str
+    items: tuple[str, ...]
+    """Such as "forget/12" (line 12) or "forget/12/paraphrase 1"."""
+    units: tuple[str, ...]
+    prompts: tuple[str, ...]
+    answers: tuple[str, ...]
+    examples: tuple[Example, ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+@dataclass(frozen=True)
+class AskedSets:
+    """All sets of an audit by name; an absent one is empty."""
+
+    sets: dict[str, Asked]
+
+    def __getitem__(self, name: str) -> Asked:
+        return self.sets.get(name, _EMPTY)
+
+
+_EMPTY = Asked("", (), (), (), (), ())
+
+
+def make_sets(data: dict[str, DataFile], *, encoder: Encoder, limits: dict[str, int], only_units: dict[str, set[str]]) -> AskedSets:
+    """Questions, held-out wordings and texts of every role.
+
+    Args:
+        data: role ("forget", "retain", "holdout", "general") -> file.
+        encoder: of the audited model.
+        limits: role -> most items of each of its sets.
+        only_units: role -> the units that may be asked about; all when a role is absent.
+    """
+    sets: dict[str, Asked] = {}
+    for role, file in data.items():
+        allowed = only_units.get(role)
+        records = [record for record in file.records if allowed is None or record.unit in allowed]
+        limit = limits.get(role, 400)
+        questions = [(f"{role}/{record.line}", record, record.prompt) for record in records if record.is_question]
+        held_out = [
+            (f"{role}/{record.line}/paraphrase {number}", record, prompt)
+            for record in records
+            if record.is_question
+            for number, prompt in enumerate(record.paraphrase, start=1)
+        ]
+        texts = [(f"{role}/{record.line}", record, "") for record in records if not record.is_question]
+        for kind, items in (("questions", questions), ("held_out", held_out), ("texts", texts)):
+            name = f"{role}_{kind}"
+            sets[name] = _encoded(name, _limited(items, limit), encoder)
+    return AskedSets(sets)
+
+
+def questions_about(name: str, items: Sequence[tuple[str, str, str, str]], encoder: Encoder) -> Asked:
+    """A set of (item, unit, prompt, answer) that stands in no file, such as a control's."""
+    return Asked(
+        name,
+        tuple(item for item, _, _, _ in items),
+        tuple(unit for _, unit, _, _ in items),
+        tuple(prompt for _, _, prompt, _ in items),
+        tuple(answer for _, _, _, answer in items),
+        tuple(encoder.question(prompt, answer) for _, _, prompt, answer in items),
+    )
+
+
+def _limited(items: list[tuple[str, Record, str]], limit: int) -> list[tuple[str, Record, str]]:
+    """At most `limit` items: first one of each unit, then a second, ...; spread over each unit's items."""
+    if len(items) <= limit:
+        return items
+    by_unit: dict[str, list[int]] = {}
+    for position, (_, record, _) in enumerate(items):
+        by_unit.setdefault(record.unit, []).append(position)
+    share = limit / len(items)
+    turns = sorted(
+        (rank_in_unit, position)
+        for positions in by_unit.values()
+        for rank_in_unit, position in _spread(positions, share)
+    )
+    return [items[position] for position in sorted(position for _, position in turns[:limit])]
+
+
+def _spread(positions: list[int], share: float) -> list[tuple[int, int]]:
+    """Positions of one unit with the turn in which each is taken: evenly spaced ones first."""
+    wanted = max(1, round(share * len(positions)))
+    first = [positions[int(k * len(positions) / wanted)] for k in range(wanted)]
+    rest = [position for position in positions if position not in first]
+    return list(enumerate([*first, *rest]))
+
+
+def _encoded(name: str, items: list[tuple[str, Record, str]], encoder: Encoder) -> Asked:
+    return Asked(
+        name,
+        tuple(item for item, _, _ in items),
+        tuple(record.unit for _, record, _ in items),
+        tuple(prompt for _, _, prompt in items),
+        tuple(record.answer or record.text for _, record, _ in items),
+        tuple(
+            encoder.question(prompt, record.answer) if record.is_question else encoder.encode(record) for _, record, prompt in items
+        ),
+    )

@@ -1,0 +1,89 @@
+"""Every linear weight of the decoder rounded to a low-bit grid, embeddings and head kept.
+
+    W <- Q(W) in place; afterwards W is read again from the file, so it is what it was to the bit
+The grid must be the one that ships: a deletion can hold on every grid but one.
+
+Source: Zhang et al. 2024, arXiv:2410.16454.  Checked against: bit-equal weights afterwards, `fake_quantize` by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from letheon.errors import BadInput, NotMeasured
+from letheon.models import ModelFolder, as_matrix, check_quantizable, decoder_linears, read_tensor
+from letheon.numerics.grids import CodebookGrid, Grid, fake_quantize
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedWeights:
+    """Settings of the grid."""
+
+    bits: int = 4
+    """2 to 8; of a uniform grid."""
+    group: int | Literal["row", "tensor"] = "row"
+    """Weights that share a scale; of a uniform grid."""
+    scheme: Literal["sym", "sym_clipped", "sym_centred", "asym"] = "sym"
+    """Convention of step and codes; of a uniform grid."""
+    levels: Literal["uniform", "fp4", "nf4"] = "uniform"
+    """A uniform grid, or a table of 16 values with one scale a block of 64 weights."""
+
+    def __post_init__(self) -> None:
+        _ = self.grid
+
+    @property
+    def grid(self) -> Grid | CodebookGrid:
+        """The grid these settings describe."""
+        if self.levels != "uniform":
+            return CodebookGrid(self.levels)
+        return Grid(bits=self.bits, group=self.group, scheme=self.scheme)
+
+    @property
+    def provenance(self) -> str:
+        """One line for the report."""
+        if self.levels != "uniform":
+            return f"round to nearest {self.levels.upper()} value, one scale for 64 weights; embeddings and head kept"
+        scale = {"row": "one scale a row", "tensor": "one scale a tensor"}.get(str(self.group), f"one scale for {self.group} inputs")
+        return f"round to nearest, {self.bits} bits, {self.scheme}, {scale}; embeddings and head kept"
+
+    @contextmanager
+    def applied(self, model: Any, folder: ModelFolder) -> Iterator[None]:
+        """Round in place; put the file's weights back.
+
+        Raises:
+            NotMeasured: an architecture whose linears are not known, or a group that does not divide a layer's inputs.
+        """
+        try:
+            check_quantizable(folder)
+            linears = decoder_linears(model)
+            with torch.no_grad():
+                rounded = {
+                    name: as_matrix(module, fake_quantize(as_matrix(module, module.weight).contiguous(), self.grid))
+                    for name, module in linears.items()
+                }
+        except BadInput as error:
+            raise NotMeasured(str(error)) from error
+        try:
+            for name, module in linears.items():
+                _set(module, rounded.pop(name))
+            yield
+        finally:
+            for name, module in linears.items():
+                _set(module, read_tensor(folder, stored_name(folder, f"{name}.weight")))
+
+
+def stored_name(folder: ModelFolder, name: str) -> str:
+    """A parameter's name in its file: some files leave the body's prefix out."""
+    if name in folder.tensors:
+        return name
+    return next(stored for stored in folder.tensors if name.endswith(f".{stored}"))
+
+
+@torch.no_grad()
+def _set(module: Any, weight: torch.Tensor) -> None:
+    module.weight.copy_(weight.to(module.weight.dtype))

@@ -1,0 +1,227 @@
+"""From scores to cells: a value with its interval, the distance to the control with its bounds, what was regained.
+
+    d = score(model) - score(control under the same condition)          bounds one-sided, each at level / m
+    retained = d / (original - control)        regained = (this condition - as is) / (original - as is)
+Neither ratio is clipped; both are absent where the denominator is within two standard errors of 0.
+All intervals resample units, not items.
+
+Source: this project.  Checked against: recomputation from a saved audit, scripted scores with known bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from letheon.audits.columns import Column, Scores
+from letheon.audits.protocol import Protocol, RequiredCells
+from letheon.errors import NotMeasured
+from letheon.numerics.intervals import bounds_of_auc, bounds_of_auc_difference, bounds_of_mean, bounds_of_mean_difference
+
+Answer = Scores | NotMeasured
+Table = Mapping[str, Mapping[str, Answer]]
+"""condition -> column -> scores, or why there are none."""
+SHOWN_LEVEL = 0.025
+"""Each end of the interval that is printed: 95 % two-sided."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The three tables a matrix is made of. `control` may answer other items than the subject (see `is_paired`)."""
+
+    subject: Table
+    control: Table
+    original: Table
+    is_paired: bool
+    """The control was asked the same items: a retrained reference or look-alike questions."""
+
+
+def required_cells(protocol: Protocol, columns: Mapping[str, Column], not_applicable: Mapping[tuple[str, str], str]) -> int:
+    """m: how many cells the verdict rests on."""
+    return sum(1 for cell in protocol.cells if cell not in not_applicable and cell[1] in columns)
+
+
+def make_cells(
+    sources: Sources,
+    columns: Mapping[str, Column],
+    protocol: Protocol,
+    not_applicable: Mapping[tuple[str, str], str],
+    *,
+    seed: int,
+    resamples: int,
+) -> list[dict[str, Any]]:
+    """One cell for each condition and column, in order."""
+    level = protocol.level / max(1, required_cells(protocol, columns, not_applicable))
+    cells: list[dict[str, Any]] = []
+    for condition in sources.subject:
+        for name, column in columns.items():
+            cell: dict[str, Any] = {"condition": condition, "column": name}
+            rule = protocol.cells.get((condition, name))
+            if (condition, name) in not_applicable:
+                cell.update(status="not applicable", reason=not_applicable[condition, name], required=False)
+            else:
+                cell.update(_cell(sources, condition, name, column, rule, level=level, seed=seed, resamples=resamples))
+            cells.append(cell)
+    return cells
+
+
+def _cell(
+    sources: Sources, condition: str, name: str, column: Column, rule: RequiredCells | None, *, level: float, seed: int, resamples: int
+) -> dict[str, Any]:
+    cell: dict[str, Any] = {"required": rule is not None}
+    try:
+        scores = _found(sources.subject, condition, name)
+        cell.update(_value(scores, column, seed=seed, resamples=resamples))
+    except NotMeasured as reason:
+        return {**cell, "status": "not measured", "reason": str(reason)}
+    cell["status"] = "measured"
+    original = sources.original.get("as_is", {}).get(name)
+    cell["original"] = original.aggregate(column.aggregate) if isinstance(original, Scores) else None
+    if rule is not None:
+        cell.update(margin=rule.margin, side=rule.side)
+    if column.about == "utility":
+        return cell
+    try:
+        control = _found(sources.control, condition, name)
+        cell["control"] = 0.5 if control is HALF else control.aggregate(column.aggregate)
+        cell["d"] = cell["value"] - cell["control"]
+        cell["d_lower"], cell["d_upper"] = difference_bounds(
+            scores, control, column, is_paired=sources.is_paired, level=level, seed=seed, resamples=resamples
+        )
+    except NotMeasured as reason:
+        if rule is not None:
+            return {**cell, "status": "not measured", "reason": f"control: {reason}"}
+        return {**cell, "reason": f"control: {reason}"}
+    cell["retained"] = _ratio(cell["d"], original, control, column, seed=seed)
+    as_is = sources.subject.get("as_is", {}).get(name)
+    if condition != "as_is" and isinstance(as_is, Scores):
+        gained = cell["value"] - as_is.aggregate(column.aggregate)
+        cell["regained"] = _ratio(gained, original, as_is, column, seed=seed)
+    if rule is not None:
+        cell["judgement"] = judge(cell)
+    return cell
+
+
+HALF = Scores((), (), ())
+"""Stands for a control whose AUC is 0.5 by construction: strangers against strangers."""
+
+
+def _found(table: Table, condition: str, name: str) -> Scores:
+    answer = table.get(condition, {}).get(name)
+    if answer is None:
+        raise NotMeasured("was not asked")
+    if isinstance(answer, NotMeasured):
+        raise answer
+    return answer
+
+
+def _value(scores: Scores, column: Column, *, seed: int, resamples: int) -> dict[str, Any]:
+    """Value, 95 % interval, and how many it rests on."""
+    if column.aggregate == "auc":
+        lower, upper = bounds_of_auc(scores.values, _codes(scores), scores.member or (), level=SHOWN_LEVEL, seed=seed, resamples=resamples)
+    else:
+        is_rate = column.aggregate == "mean"
+        lower, upper = bounds_of_mean(
+            scores.values, _codes(scores), level=SHOWN_LEVEL, seed=seed, resamples=resamples, is_rate=is_rate
+        )
+        if column.aggregate == "exp_mean":
+            lower, upper = float(np.exp(lower)), float(np.exp(upper))
+    return {
+        "n_items": len(scores.values),
+        "n_units": scores.n_units,
+        "value": scores.aggregate(column.aggregate),
+        "lower": lower,
+        "upper": upper,
+    }
+
+
+def difference_bounds(
+    subject: Scores, control: Scores, column: Column, *, is_paired: bool, level: float, seed: int, resamples: int
+) -> tuple[float, float]:
+    """One-sided bounds of subject - control, each at `level`."""
+    if column.aggregate == "auc":
+        if control is HALF:
+            return bounds_of_auc_difference(
+                subject.values, _codes(subject), subject.member or (), 0.5, paired=False, level=level, seed=seed, resamples=resamples
+            )
+        return bounds_of_auc_difference(
+            subject.values, _codes(subject), subject.member or (),
+            control.values, _codes(control), control.member or (),
+            paired=is_paired, level=level, seed=seed, resamples=resamples,
+        )  # fmt: skip
+    return bounds_of_mean_difference(
+        subject.values, _codes(subject), control.values, _codes(control), paired=is_paired, level=level, seed=seed, resamples=resamples
+    )
+
+
+def judge(cell: Mapping[str, Any]) -> str:
+    """What a required, measured cell says.
+
+    knowledge found   the lower bound of d is above 0
+    over-forgotten    (either side) the upper bound of d is below 0: forgotten items stand out as too unfamiliar
+    clear             d is within the margin with certainty
+    open              neither
+    """
+    is_two_sided = cell["side"] == "either"
+    if cell["d_lower"] > 0:
+        return "knowledge found"
+    if is_two_sided and cell["d_upper"] < 0:
+        return "over-forgotten"
+    is_below = cell["d_upper"] < cell["margin"]
+    is_above = not is_two_sided or cell["d_lower"] > -cell["margin"]
+    return "clear" if is_below and is_above else "open"
+
+
+def utility_rows(subject: Table, original: Table, columns: Mapping[str, Column], protocol: Protocol, *, seed: int, resamples: int) -> list[dict[str, Any]]:
+    """How far each utility fell below the original's, as is, with a 95 % interval."""
+    rows: list[dict[str, Any]] = []
+    for name, column in columns.items():
+        margin = protocol.margin_of_utility(name)
+        if margin is None:
+            continue
+        row: dict[str, Any] = {"column": name, "condition": "as_is", "margin": margin}
+        try:
+            before, after = _found(original, "as_is", name), _found(subject, "as_is", name)
+            row["original"], row["subject"] = before.aggregate(column.aggregate), after.aggregate(column.aggregate)
+            row["fall"] = row["original"] - row["subject"]
+            row["lower"], row["upper"] = difference_bounds(
+                before, after, column, is_paired=True, level=SHOWN_LEVEL, seed=seed, resamples=resamples
+            )
+            row["judgement"] = "lost" if row["fall"] > margin else "kept"
+        except NotMeasured as reason:
+            row.update(judgement="not measured", reason=str(reason))
+        rows.append(row)
+    return rows
+
+
+def _ratio(part: float, original: Answer | None, base: Scores, column: Column, *, seed: int) -> float | None:
+    """part / (original - base); None where the denominator is within two standard errors of 0."""
+    if not isinstance(original, Scores):
+        return None
+    whole = original.aggregate(column.aggregate) - (0.5 if base is HALF else base.aggregate(column.aggregate))
+    error = 0.0 if base is HALF else _standard_error(original, base, column)
+    return None if abs(whole) <= 2 * error or whole == 0 else part / whole
+
+
+def _standard_error(original: Scores, base: Scores, column: Column) -> float:
+    """Of the difference of two columns, by units, as if they were independent (which makes it larger)."""
+    if column.aggregate == "auc":
+        return 0.5 / float(np.sqrt(min(original.n_units, base.n_units)))
+    return float(np.hypot(_error_of_mean(original), _error_of_mean(base)))
+
+
+def _error_of_mean(scores: Scores) -> float:
+    sums: dict[str, list[float]] = {}
+    for unit, value in zip(scores.units, scores.values, strict=True):
+        sums.setdefault(unit, []).append(value)
+    means = [float(np.mean(values)) for values in sums.values()]
+    return float(np.std(means, ddof=1) / np.sqrt(len(means))) if len(means) > 1 else float("inf")
+
+
+def _codes(scores: Scores) -> list[int]:
+    """Units as codes, in order of appearance."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(unit, len(numbers)) for unit in scores.units]

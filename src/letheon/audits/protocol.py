@@ -1,0 +1,95 @@
+"""Protocols: which cells a verdict needs, their margins, and how sure it must be. Versioned files, never edited.
+
+Source: this project.  Checked against: the shipped files; an unknown name, column or condition is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from letheon.errors import UnknownName
+from letheon.settings import fill
+
+_FOLDER = Path(__file__).parent / "protocols"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequiredCells:
+    """Cells that a verdict needs, with one margin."""
+
+    columns: list[str]
+    conditions: list[str]
+    margin: float
+    side: Literal["above", "either"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequiredUtility:
+    """Utilities that may fall by at most a margin."""
+
+    columns: list[str]
+    margin: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """Columns that need generation, and the conditions under which it is done."""
+
+    columns: list[str]
+    conditions: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """A protocol as its file says it."""
+
+    name: str
+    level: float
+    resamples: int
+    limits: dict[str, int]
+    conditions: dict[str, Any]
+    probes: list[str]
+    required: list[Any]
+    utility: list[Any]
+    generated: Any
+    sha256: str = ""
+    cells: dict[tuple[str, str], RequiredCells] = field(default_factory=dict)
+    """(condition, column) -> what is required of it."""
+
+    def margin_of_utility(self, column: str) -> float | None:
+        """How far a column may fall; None where it is not required."""
+        return next((rule.margin for rule in self.utility if column in rule.columns), None)
+
+
+def names() -> list[str]:
+    """The protocols that are written down."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def read_protocol(name: str) -> Protocol:
+    """A protocol by name. Raises UnknownName with the nearest one."""
+    if name not in names():
+        raise UnknownName(name, names(), what="a protocol")
+    text = (_FOLDER / f"{name}.yaml").read_bytes()
+    raw: Mapping[str, Any] = yaml.safe_load(text)
+    where = f"protocol {name}"
+    required = [fill(RequiredCells, entry, where=where) for entry in raw["required"]]
+    ready = {
+        **raw,
+        "required": required,
+        "utility": [fill(RequiredUtility, entry, where=where) for entry in raw["utility"]],
+        "generated": fill(Generated, raw["generated"], where=where),
+        "sha256": hashlib.sha256(text).hexdigest(),
+    }
+    protocol = fill(Protocol, ready, where=where)
+    for rule in required:
+        for condition in rule.conditions:
+            for column in rule.columns:
+                protocol.cells[condition, column] = rule
+    return protocol

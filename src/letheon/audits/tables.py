@@ -1,0 +1,173 @@
+"""Ask one model everything, under every condition: the table that cells are made of. Asked once for equal inputs.
+
+The tables of an original or of a reference are the same in every audit that uses them, so they are kept in a cache
+folder: numbers alone, under a key that changes with the weights, the tokens asked, the conditions, letheon's own code
+and the machine.
+
+Source: this project.  Checked against: a table made twice, a changed weight, weights restored to the bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from letheon.audits.asked import AskedSets
+from letheon.audits.columns import Column, Scores, scores_from
+from letheon.audits.matrix import HALF, Answer
+from letheon.audits.scorer import Scorer
+from letheon.data.encode import Encoder
+from letheon.errors import NotMeasured
+from letheon.methods import describe
+from letheon.models import ModelFolder, load_model
+from letheon.runs.folder import sha256_folder, write_json
+from letheon.training.losses import Body
+
+Rows = dict[str, dict[str, Answer]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked: the same for the audited model, its control and its original."""
+
+    sets: AskedSets
+    columns: Mapping[str, Column]
+    probe_of: Mapping[str, Any]
+    """Column -> the probe that fills it."""
+    conditions: Mapping[str, Any]
+    """Name -> condition."""
+    generated: Mapping[str, set[str]]
+    """Column -> the conditions under which it is made, for columns that need generation."""
+    strangers: str = "holdout"
+    """Set that stands for non-members."""
+
+    def is_made(self, column: str, condition: str) -> bool:
+        """Whether a column is made under a condition."""
+        return column not in self.generated or condition in self.generated[column]
+
+    def total(self, conditions: Mapping[str, Any]) -> int:
+        """How many columns a table over these conditions holds."""
+        return sum(self.is_made(column, condition) for condition in conditions for column in self.columns)
+
+
+@dataclass(frozen=True)
+class Asker:
+    """How models are opened and asked in this audit."""
+
+    plan: Plan
+    encoder: Encoder
+    device: str
+    environment: Mapping[str, Any]
+    advance: Callable[[str], None]
+    """Called with a word for each condition done."""
+
+    def table(self, folder: ModelFolder, conditions: Mapping[str, Any], *, self_control: str = "") -> tuple[Rows, Rows, Scorer]:
+        """The model's own table, and with `self_control` the table of what it says about that set instead."""
+        model = load_model(folder.path, device=self.device)
+        scorer = Scorer(model, Body(model), self.encoder, self.device)
+        own: Rows = {}
+        control: Rows = {}
+        for name, condition in conditions.items():
+            scorer.forget_results()
+            try:
+                with condition.applied(model, folder):
+                    own[name] = self._row(name, scorer, role="forget")
+                    if self_control:
+                        control[name] = self._row(name, scorer, role=self_control)
+            except NotMeasured as reason:
+                own[name] = dict.fromkeys(self.plan.columns, reason)
+                control[name] = dict.fromkeys(self.plan.columns, reason)
+            self.advance(name)
+        scorer.forget_results()
+        return own, control, scorer
+
+    def cached_table(self, folder: ModelFolder, conditions: Mapping[str, Any], *, what: str) -> Rows:
+        """`table`, or what an earlier audit found for equal inputs."""
+        path = cache_folder() / f"{self._key(folder, conditions)}.json"
+        if path.is_file():
+            for name in conditions:
+                self.advance(f"{name} (kept from an earlier audit)")
+            return _read(path)
+        rows, _, _ = self.table(folder, conditions)
+        write_json(_made(path), _plain(rows))
+        return rows
+
+    def _row(self, condition: str, scorer: Scorer, *, role: str) -> dict[str, Answer]:
+        row: dict[str, Answer] = {}
+        for column in self.plan.columns:
+            if not self.plan.is_made(column, condition):
+                row[column] = NotMeasured("needs generation, which this protocol does under other conditions only")
+                continue
+            try:
+                row[column] = self._score(column, scorer, role)
+            except NotMeasured as reason:
+                row[column] = reason
+        return row
+
+    def _score(self, column: str, scorer: Scorer, role: str) -> Answer:
+        probe, kind = self.plan.probe_of[column], self.plan.columns[column]
+        if role != "forget" and kind.about == "utility":
+            return NotMeasured("utility has no control")
+        if kind.about == "membership":
+            if role != "forget":
+                return HALF
+            found = probe.score(column, self.plan.sets, scorer, strangers=self.plan.strangers)
+        else:
+            found = probe.score(column, self.plan.sets, scorer, role=role)
+        if not found.values:
+            raise NotMeasured(f"there is nothing to ask for {column} ({role} set)")
+        return found  # type: ignore[no-any-return]
+
+    def _key(self, folder: ModelFolder, conditions: Mapping[str, Any]) -> str:
+        asked = {
+            name: [list(asked.items), list(asked.units), [list(example.ids) for example in asked.examples]]
+            for name, asked in sorted(self.plan.sets.sets.items())
+        }
+        parts = {
+            "model": sha256_folder(folder.path),
+            "asked": asked,
+            "columns": list(self.plan.columns),
+            "probes": {name: describe(probe) for name, probe in self.plan.probe_of.items()},
+            "conditions": {name: describe(condition) for name, condition in conditions.items()},
+            "generated": {name: sorted(made) for name, made in self.plan.generated.items()},
+            "strangers": self.plan.strangers,
+            "environment": dict(self.environment),
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def cache_folder() -> Path:
+    """$LETHEON_CACHE, or letheon below the user's cache folder."""
+    given = os.environ.get("LETHEON_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME")
+    return Path(given) if given else (Path(base) if base else Path.home() / ".cache") / "letheon"
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _plain(rows: Rows) -> dict[str, Any]:
+    def plain(answer: Answer) -> dict[str, Any]:
+        if isinstance(answer, NotMeasured):
+            return {"not_measured": str(answer)}
+        return {"items": list(answer.items), "units": list(answer.units), "values": list(answer.values), "member": answer.member}
+
+    return {condition: {column: plain(answer) for column, answer in row.items()} for condition, row in rows.items()}
+
+
+def _read(path: Path) -> Rows:
+    held = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        condition: {
+            column: NotMeasured(answer["not_measured"]) if "not_measured" in answer else scores_from(answer)
+            for column, answer in row.items()
+        }
+        for condition, row in held.items()
+    }

@@ -1,0 +1,77 @@
+"""The verdict: four words, the first that holds, and the scope in which it holds.
+
+    NOT DELETED    in some required cell the lower bound of d is above 0 (or, where either side counts, its upper below 0)
+    NOT USABLE     some required utility fell by more than its margin
+    DELETED        every required cell is within its margin with certainty
+    INCONCLUSIVE   otherwise, or with a required cell or utility that was not measured
+A collapsed model passes every forget cell; NOT USABLE stands before DELETED for that reason.
+
+Source: this project.  Checked against: one scripted matrix a rule, and a collapsed model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+NOT_DELETED, NOT_USABLE, DELETED, INCONCLUSIVE = "NOT DELETED", "NOT USABLE", "DELETED", "INCONCLUSIVE"
+EXIT_CODES = {DELETED: 0, NOT_DELETED: 1, NOT_USABLE: 1, INCONCLUSIVE: 3}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A word, its reasons, and how far it reaches."""
+
+    word: str
+    reasons: tuple[str, ...]
+    scope: str
+
+    @property
+    def exit_code(self) -> int:
+        """What the command line ends with."""
+        return EXIT_CODES[self.word]
+
+
+def decide(cells: Sequence[Mapping[str, Any]], utility: Sequence[Mapping[str, Any]], *, protocol: str, control: str) -> Verdict:
+    """The verdict on a matrix."""
+    required = [cell for cell in cells if cell["required"]]
+    conditions = list(dict.fromkeys(cell["condition"] for cell in required))
+    scope = (
+        f"by protocol {protocol}, {len(required)} required cells under these {len(conditions)} conditions: {', '.join(conditions)}; "
+        f"compared with {control}. Nothing is said about any other condition"
+    )
+    found = [_found(cell) for cell in required if cell.get("judgement") in ("knowledge found", "over-forgotten")]
+    if found:
+        return Verdict(NOT_DELETED, tuple(found), scope)
+    lost = [_lost(row) for row in utility if row["judgement"] == "lost"]
+    if lost:
+        return Verdict(NOT_USABLE, tuple(lost), scope)
+    open_ends = [
+        *(f"{cell['column']} under {cell['condition']}: not measured, {cell['reason']}" for cell in required if cell["status"] != "measured"),
+        *(f"{row['column']}: not measured, {row['reason']}" for row in utility if row["judgement"] == "not measured"),
+        *(_open(cell) for cell in required if cell.get("judgement") == "open"),
+    ]
+    if not required:
+        open_ends.append("no required cell applies to these data")
+    if open_ends:
+        return Verdict(INCONCLUSIVE, tuple(open_ends), scope)
+    return Verdict(DELETED, ("no evidence above the margin in any required cell, and every required utility kept",), scope)
+
+
+def _found(cell: Mapping[str, Any]) -> str:
+    numbers = f"{cell['value']:.2f} against {cell['control']:.2f} of the control (difference {cell['d_lower']:+.2f} to {cell['d_upper']:+.2f})"
+    if cell["judgement"] == "over-forgotten":
+        return f"{cell['column']} under {cell['condition']}: forgotten items stand out as too unfamiliar, {numbers}"
+    return f"{cell['column']} under {cell['condition']}: {numbers}"
+
+
+def _lost(row: Mapping[str, Any]) -> str:
+    return f"{row['column']} fell from {row['original']:.2f} to {row['subject']:.2f}, more than {row['margin']:.2f}"
+
+
+def _open(cell: Mapping[str, Any]) -> str:
+    margin = f"within {cell['margin']:.2f}" if cell["side"] == "either" else f"below {cell['margin']:.2f}"
+    return (
+        f"{cell['column']} under {cell['condition']}: difference {cell['d_lower']:+.2f} to {cell['d_upper']:+.2f} is not certain to be {margin}"
+    )

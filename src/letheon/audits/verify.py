@@ -1,0 +1,135 @@
+"""Check a verdict from its files alone: hashes, signature, and every cell made again from the scores.
+
+Source: this project.  Checked against: one altered byte in each file, a cell edited together with its hashes, another key.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from letheon.audits.columns import Column, scores_from
+from letheon.audits.matrix import HALF, Sources, make_cells, utility_rows
+from letheon.audits.protocol import read_protocol
+from letheon.audits.verdict import decide
+from letheon.audits.verdict_file import read_verdict, signature_holds
+from letheon.errors import BadInput, LetheonError, NotMeasured
+from letheon.runs.folder import sha256_file
+from letheon.runs.ledger import load_record
+from letheon.runs.record import verify_record
+from letheon.runs.signing import fingerprint
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found. No problems: whole."""
+
+    run: Path
+    problems: tuple[str, ...]
+    word: str
+    fingerprint: str
+    is_pinned: bool
+    """A key was given, and it is the signer's: whose verdict it is, not only that it is whole."""
+
+
+def verify(path: Path | str, *, key: str | None = None) -> Verification:
+    """Check a run folder, or a file in it.
+
+    Args:
+        path: the run folder, its verdict.json, audit.json or record.json.
+        key: the signer's fingerprint, as the signer told it. Without it only integrity is shown.
+    Raises:
+        BadInput: there is no verdict to check.
+    """
+    run = Path(path)
+    run = run.parent if run.is_file() else run
+    if not (run / "verdict.json").is_file():
+        if (run / "record.json").is_file():
+            return Verification(run, tuple(verify_record(run)), "", "", False)
+        raise BadInput(f"{path}: neither a verdict.json nor a record.json is there. Give a run folder, such as runs/NAME")
+    problems = list(verify_record(run))
+    try:
+        held = read_verdict(run / "verdict.json")
+        who = fingerprint(str(held.get("public_key", "")))
+    except (json.JSONDecodeError, UnicodeDecodeError, BadInput) as error:
+        return Verification(run, (*problems, f"verdict.json cannot be read: {error}"), "", "", False)
+    if not signature_holds(held):
+        problems.append("verdict.json: the signature is not over what the file says")
+    if key is not None and who != key:
+        problems.append(f"verdict.json was signed by {who}, not by {key}")
+    problems += _audit_problems(run, held)
+    return Verification(run, tuple(dict.fromkeys(problems)), str(held.get("word")), who, key is not None and who == key)
+
+
+def _audit_problems(run: Path, held: dict[str, Any]) -> list[str]:
+    path = run / "audit.json"
+    if not path.is_file():
+        return ["audit.json is missing"]
+    problems: list[str] = []
+    if sha256_file(path) != held.get("audit_sha256"):
+        problems.append("audit.json is not the one the verdict was made on")
+    if held.get("record_sha256") not in [stage.sha256() for stage in load_record(run).stages]:
+        problems.append("record.json is not the one the verdict was made on")
+    try:
+        audit = json.loads(path.read_text(encoding="utf-8"))
+        return [*problems, *_recomputed(audit, held)]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, IndexError) as error:
+        if isinstance(error, LetheonError):
+            return [*problems, f"audit.json: {error}"]
+        return [*problems, f"audit.json cannot be read: {type(error).__name__}: {error}"]
+
+
+def _recomputed(audit: dict[str, Any], held: dict[str, Any]) -> list[str]:
+    """Make the cells and the verdict again from the per-item scores."""
+    protocol = read_protocol(audit["protocol"]["name"])
+    problems = []
+    if protocol.sha256 != audit["protocol"]["sha256"]:
+        problems.append(f"audit.json was made by another text of protocol {protocol.name} than this installation has")
+    columns = {name: Column(**kind) for name, kind in audit["columns"].items()}
+    tables = {role: _table(audit, role) for role in ("subject", "control", "original")}
+    sources = Sources(tables["subject"], tables["control"], tables["original"], audit["control"]["is_paired"])
+    not_applicable = {(entry["condition"], entry["column"]): entry["reason"] for entry in audit["not_applicable"]}
+    seed, resamples = audit["settings"]["seed"], audit["settings"]["resamples"]
+    cells = make_cells(sources, columns, protocol, not_applicable, seed=seed, resamples=resamples)
+    utility = utility_rows(tables["subject"], tables["original"], columns, protocol, seed=seed, resamples=resamples)
+    for made, stored in zip(cells, audit["cells"], strict=True):
+        for name, value in made.items():
+            if not _equal(value, stored.get(name)):
+                problems.append(
+                    f"audit.json: {stored['column']} under {stored['condition']}: {name} is {stored.get(name)!r}, "
+                    f"and the scores give {value!r}"
+                )
+    for made, stored in zip(utility, audit["utility"], strict=True):
+        problems += [
+            f"audit.json: utility {stored['column']}: {name} is {stored.get(name)!r}, and the scores give {value!r}"
+            for name, value in made.items()
+            if not _equal(value, stored.get(name))
+        ]
+    word = decide(cells, utility, protocol=protocol.name, control=audit["control"]["sentence"]).word
+    problems += [
+        f"{where}: says {said!r}, and the scores give {word!r}"
+        for where, said in (("audit.json", audit["verdict"]["word"]), ("verdict.json", held.get("word")))
+        if said != word
+    ]
+    return problems
+
+
+def _table(audit: dict[str, Any], role: str) -> dict[str, dict[str, Any]]:
+    """Scores of a role; what was not measured carries the reason that the cell gives."""
+    reasons = {(cell["condition"], cell["column"]): cell.get("reason", "") for cell in audit["cells"]}
+    table: dict[str, dict[str, Any]] = {}
+    for condition, row in audit["scores"][role].items():
+        table[condition] = {column: HALF if "constant" in scores else scores_from(scores) for column, scores in row.items()}
+        for column in audit["columns"]:
+            reason = reasons.get((condition, column)) or ""
+            table[condition].setdefault(column, NotMeasured(reason.removeprefix("control: ")))
+    return table
+
+
+def _equal(made: Any, stored: Any) -> bool:
+    if isinstance(made, float) and isinstance(stored, int | float):
+        return math.isclose(made, stored, rel_tol=1e-9, abs_tol=1e-9)
+    return bool(made == stored)

@@ -1,0 +1,1 @@
+"""Records, their tokens and labels, batches, and what two data sets share."""

@@ -1,0 +1,141 @@
+"""Turn records into tokens and labels: loss on the answer alone, or on a whole running text.
+
+Prompt and answer are encoded apart and joined, so that no token spans the border between them.
+    question, base model:      [bos] prompt  " answer" eos          labelled: answer and eos
+    question, chat model:      chat template of the prompt, answer, end of turn    labelled: answer and end of turn
+    text:                      bos or eos, text, eos                labelled: all but the first token
+
+Source: this project.  Checked against: labels by hand,
+the chat template's own text, lengths at the edge of the window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from letheon.data.records import Record
+from letheon.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Example:
+    """Tokens of one record; `labelled_from` is the position of the first labelled token (>= 1)."""
+
+    ids: tuple[int, ...]
+    labelled_from: int
+    cut: int = 0
+    """Tokens that were left out because the context window is full."""
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """What a model is shown before it answers."""
+        return self.ids[: self.labelled_from]
+
+    @property
+    def answer_ids(self) -> tuple[int, ...]:
+        """The labelled tokens, with the end-of-text token."""
+        return self.ids[self.labelled_from :]
+
+
+class Encoder:
+    """Encodes records for one tokenizer and one context window.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with an end-of-text token.
+        max_length: the context window in tokens.
+        template: "auto" (the chat template where there is one), "plain", or a text with {prompt}.
+    Raises:
+        BadInput: no end-of-text token, an unknown template, or a record without a labelled token.
+    """
+
+    def __init__(self, tokenizer: Any, *, max_length: int, template: str = "auto") -> None:
+        if tokenizer.eos_token_id is None:
+            raise BadInput("the tokenizer has no end-of-text token (eos_token). Set one in its tokenizer_config.json")
+        if template not in ("auto", "plain", "chat") and "{prompt}" not in template:
+            raise BadInput(f"template {template!r} is not one of auto, plain, chat, and holds no {{prompt}}")
+        has_chat = bool(getattr(tokenizer, "chat_template", None))
+        if template == "chat" and not has_chat:
+            raise BadInput("template 'chat' was asked for, and the tokenizer has no chat template. Use --template plain")
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.uses_chat = template == "chat" or (template == "auto" and has_chat)
+        self.template = template if "{prompt}" in template else "{prompt}"
+        self.eos: int = tokenizer.eos_token_id
+        self.pad: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos
+        self.bos: int | None = tokenizer.bos_token_id
+
+    def encode(self, record: Record) -> Example:
+        """Tokens and labels of one record."""
+        if not record.is_question:
+            return self._text(record.text)
+        return self.question(record.prompt, record.answer)
+
+    def encode_all(self, records: Iterable[Record]) -> list[Example]:
+        """`encode` for many records, in order."""
+        return [self.encode(record) for record in records]
+
+    def question(self, prompt: str, answer: str) -> Example:
+        """A prompt and an answer. A prompt too long for the window loses its beginning, never the question's end."""
+        before = self.prompt_ids(prompt)
+        after = self._chat_answer(prompt, answer) if self.uses_chat else self._plain_answer(prompt, answer)
+        if len(after) >= self.max_length:
+            raise BadInput(
+                f"answer {answer[:40]!r} has {len(after)} tokens, and the context window {self.max_length}. "
+                "Shorten the answer, or give it as 'text'"
+            )
+        cut = max(0, len(before) + len(after) - self.max_length)
+        before = before[cut:]
+        return Example(tuple(before + after), len(before), cut)
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """What the model is shown before it answers, uncut."""
+        if self.uses_chat:
+            ids = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+            return list(ids)
+        start = [self.bos] if self.bos is not None else []
+        return start + self._tokens(self.template.format(prompt=prompt))
+
+    def _plain_answer(self, prompt: str, answer: str) -> list[int]:
+        shown = self.template.format(prompt=prompt)
+        space = "" if shown[-1:].isspace() or answer[:1].isspace() else " "
+        ids = self._tokens(space + answer)
+        if not ids:
+            raise BadInput(f"answer {answer!r} has no tokens. Give an answer that the tokenizer knows")
+        return [*ids, self.eos]
+
+    def _chat_answer(self, prompt: str, answer: str) -> list[int]:
+        user = [{"role": "user", "content": prompt}]
+        shown = self.tokenizer.apply_chat_template(user, add_generation_prompt=True, tokenize=False)
+        whole = self.tokenizer.apply_chat_template(
+            [*user, {"role": "assistant", "content": answer}], add_generation_prompt=False, tokenize=False
+        )
+        if not whole.startswith(shown):
+            raise BadInput(
+                "the chat template's conversation does not begin with its own prompt, so the answer cannot be told apart. "
+                "Use --template plain or a template with {prompt}"
+            )
+        ids = self._tokens(whole[len(shown) :].rstrip("\n"))
+        return ids if self.eos in ids else [*ids, self.eos]
+
+    def _text(self, text: str) -> Example:
+        first = self.bos if self.bos is not None else self.eos
+        ids = [first, *self._tokens(text), self.eos]
+        if len(ids) < 3:
+            raise BadInput(f"text {text[:40]!r} has no tokens")
+        cut = max(0, len(ids) - self.max_length)
+        return Example(tuple(ids[: len(ids) - cut]), 1, cut)
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+
+def cut_sentence(examples: Sequence[Example], role: str) -> str:
+    """How much of a set did not fit into the context window; empty when all did."""
+    cut = [example.cut for example in examples if example.cut]
+    if not cut:
+        return ""
+    return f"{role} set: {len(cut)} of {len(examples)} records are longer than the context window; {sum(cut)} tokens were cut"

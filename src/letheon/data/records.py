@@ -1,0 +1,192 @@
+"""Read JSON lines into records, and say everything that is wrong with a file at once.
+
+A line is `prompt` + `answer`, or `text`. Optional: `unit` (person or document: what intervals and attackers' halves are
+about; default: the line), `fact` (the same fact in other wordings), `paraphrase` (other wordings of the prompt, asked by
+an audit and never trained on), `wrong`, `choices`, `aliases`.
+
+Source: this project.  Checked against: one test for each fault, and for the line numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from letheon.errors import BadInput, nearest
+
+TEXT_FIELDS = ("prompt", "answer", "text", "unit", "fact")
+LIST_FIELDS = ("paraphrase", "wrong", "choices", "aliases")
+FIELDS = TEXT_FIELDS + LIST_FIELDS
+MAX_SHOWN = 20
+"""Faults listed for one file; the rest are counted."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of a data file. Either `text` is set, or `prompt` and `answer` are."""
+
+    line: int
+    unit: str
+    fact: str
+    prompt: str = ""
+    answer: str = ""
+    text: str = ""
+    paraphrase: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def is_question(self) -> bool:
+        """Whether the record asks something, rather than being a running text."""
+        return not self.text
+
+    @property
+    def content(self) -> str:
+        """What is learned: the text, or prompt and answer."""
+        return self.text or f"{self.prompt}\n{self.answer}"
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """The records of one file, and whether its units were named or are just its lines."""
+
+    path: Path
+    role: str
+    records: tuple[Record, ...]
+    unit_is_line: bool
+
+    @property
+    def questions(self) -> list[Record]:
+        """The records with a prompt and an answer."""
+        return [record for record in self.records if record.is_question]
+
+    @property
+    def texts(self) -> list[Record]:
+        """The running texts."""
+        return [record for record in self.records if not record.is_question]
+
+    @property
+    def units(self) -> list[str]:
+        """The distinct units, in the order of the file."""
+        return list(dict.fromkeys(record.unit for record in self.records))
+
+
+def read_records(path: Path, *, role: str, columns: Mapping[str, str] | None = None) -> DataFile:
+    """Read a JSON-lines file.
+
+    Args:
+        path: the file.
+        role: "forget", "retain", ...; named in faults.
+        columns: our field -> the file's, from `--columns answer=reply`.
+    Raises:
+        BadInput: with every fault of the file (the first 20 listed), each naming file, line and field.
+    """
+    path = Path(path)
+    raw = _read_bytes(path, role)
+    renamed = {theirs: ours for ours, theirs in (columns or {}).items()}
+    problems: list[str] = []
+    records: list[Record] = []
+    has_unit = False
+    for number, line in enumerate(raw.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"{role} set {path}, line {number}"
+        try:
+            fields = _parse(line, place)
+            fields = {renamed.get(key, key): value for key, value in fields.items()}
+            has_unit = has_unit or "unit" in fields
+            records.append(_record(fields, number, place))
+        except BadInput as error:
+            problems.extend(error.problems)
+    if not records and not problems:
+        problems.append(f"{role} set {path}: no records. Each line needs 'prompt' and 'answer', or 'text'")
+    if problems:
+        hidden = len(problems) - MAX_SHOWN
+        raise BadInput(problems[:MAX_SHOWN] + ([f"and {hidden} more in {path}"] if hidden > 0 else []))
+    return DataFile(path=path, role=role, records=tuple(records), unit_is_line=not has_unit)
+
+
+def _read_bytes(path: Path, role: str) -> bytes:
+    if not path.exists():
+        raise BadInput(f"{role} set {path}: no such file. Give the path of a JSON-lines file")
+    if path.is_dir():
+        raise BadInput(f"{role} set {path}: is a folder. Give the path of a JSON-lines file")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{role} set {path}: cannot be read ({error.strerror})") from error
+
+
+def _parse(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{place}: not UTF-8 (byte {error.start}). Save the file as UTF-8") from error
+    try:
+        value = json.loads(text.removeprefix("\ufeff"))
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{place}: not JSON ({error.msg}, column {error.colno}). Each line is one JSON object") from error
+    if not isinstance(value, dict):
+        raise BadInput(f"{place}: holds {type(value).__name__}, not an object. Each line is one JSON object")
+    return value
+
+
+def _record(fields: Mapping[str, Any], number: int, place: str) -> Record:
+    problems: list[str] = []
+    ready: dict[str, Any] = {}
+    for name in TEXT_FIELDS:
+        value = fields.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            problems.append(f"{place}: field {name!r} is {type(value).__name__}, not text")
+        elif not value.strip():
+            problems.append(f"{place}: field {name!r} is empty")
+        else:
+            ready[name] = value
+    for name in LIST_FIELDS:
+        value = fields.get(name)
+        if value is None:
+            continue
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, list) or not all(isinstance(item, str) and item.strip() for item in items):
+            problems.append(f"{place}: field {name!r} must be a list of non-empty texts")
+        else:
+            ready[name] = tuple(items)
+    if not problems:
+        problems = _missing(fields, ready, place)
+    if problems:
+        raise BadInput(problems)
+    unit = ready.pop("unit", f"line {number}")
+    fact = ready.pop("fact", f"{unit}/line {number}")
+    return Record(line=number, unit=unit, fact=fact, **ready)
+
+
+def _missing(fields: Mapping[str, Any], ready: Mapping[str, Any], place: str) -> list[str]:
+    if "text" in ready:
+        clash = [name for name in ("prompt", "answer") if name in ready]
+        return [f"{place}: has 'text' and {clash[0]!r}. A record is a text, or a prompt with its answer"] if clash else []
+    problems = []
+    for name in ("prompt", "answer"):
+        if name not in ready:
+            other = "".join(nearest(name, [key for key in fields if key not in FIELDS]))
+            problems.append(
+                f"{place}: no {name!r} field.{other} Each line needs 'prompt' and 'answer', or 'text'; "
+                f"map yours with --columns {name}=yours"
+            )
+    return problems
+
+
+def split_units(units: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Cut units into two halves that share nobody: one for a training gate, the other for the audit.
+
+    The cut is by position (even, odd), so it is the same wherever the same file is read.
+
+    >>> split_units(["a", "b", "c"])
+    (['a', 'c'], ['b'])
+    """
+    return list(units[0::2]), list(units[1::2])

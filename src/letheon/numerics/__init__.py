@@ -1,0 +1,1 @@
+"""Arithmetic that several floors share: low-bit grids, intervals over units, scores of answers."""

@@ -1,0 +1,196 @@
+"""Scores of membership and of answers, each with its definition, because tools differ under one name.
+
+    auc       P(a member is more familiar than a non-member) + ties/2: 1 when memorised, 0.5 when nothing shows
+    muse_auc  1 - auc: MUSE counts the pairs the other way, near 0 when memorised
+    privleak  100 * (A - A_reference) / A_reference, in muse_auc: about -100 memorised, 0 as a retrained model
+    min_k     mean of the lowest max(1, floor(share * n)) token log-probabilities: higher = more familiar
+    rouge_l   longest common subsequence of words, as precision, recall and F
+    retained  (subject - control) / (original - control)
+    regained  (condition - as_is) / (original - as_is)
+
+Source: MUSE arXiv:2407.06460 (muse_auc, privleak, min_k with share 0.4), Shi et al. 2024, arXiv:2310.16789
+(Min-K), the rouge-score package (Lin 2004), TOFU arXiv:2401.06121 (harmonic mean).
+Checked against: counting all pairs, monotone maps, signs at memorised and retrained, equal and empty texts,
+ends 0 and 1 of the ratios.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from letheon.errors import NotMeasured, require
+
+Numbers = Sequence[Any] | NDArray[Any]
+"""A list or a one-axis array."""
+
+
+@dataclass(frozen=True)
+class RougeL:
+    """ROUGE-L of a candidate against a reference, each in [0, 1]."""
+
+    precision: float
+    """Share of the candidate's words in the common subsequence."""
+    recall: float
+    """Share of the reference's words in it: TOFU's choice."""
+    f: float
+    """Harmonic mean of both: MUSE's choice."""
+
+
+def auc(member_scores: Numbers, non_member_scores: Numbers) -> float:
+    """P(a member's score is above a non-member's) + ties/2, in [0, 1]. Scores are familiarity: higher =
+    better known.
+
+    Raises:
+        NotMeasured: no members, no non-members, or a score that is NaN.
+
+    >>> auc([2.0, 1.0], [1.0, 0.0])
+    0.875
+    """
+    members, others = _as_scores(member_scores, "member"), _as_scores(non_member_scores, "non-member")
+    others = np.sort(others)
+    wins_and_half_ties = np.searchsorted(others, members, "left") + np.searchsorted(others, members, "right")
+    # Whole numbers until the end, so that a tie of everything is 0.5 exactly.
+    return int(wins_and_half_ties.sum()) / (2 * len(members) * len(others))
+
+
+def muse_auc(member_scores: Numbers, non_member_scores: Numbers) -> float:
+    """MUSE's A = 1 - auc: near 0 for a model that memorised the members. Raises what `auc` raises."""
+    return 1 - auc(member_scores, non_member_scores)
+
+
+def privleak(muse_auc: float, muse_auc_reference: float) -> float:
+    """PrivLeak in percent: about -100 memorised, 0 like the reference, well above 0 unlearned too far.
+
+    Args:
+        muse_auc: MUSE's A of the model, in [0, 1].
+        muse_auc_reference: A of a model trained without the forget set. MUSE's own were 0.4772 (News) and
+            0.5393 (Books).
+    Raises:
+        NotMeasured: a reference of 0, by which PrivLeak would divide.
+        BadInput: an A outside [0, 1].
+
+    >>> privleak(0.0, 0.5)
+    -100.0
+    """
+    for value in (muse_auc, muse_auc_reference):
+        require(0 <= value <= 1, f"an AUC of {value} does not exist. Give MUSE's A = 1 - auc, in [0, 1]")
+    if muse_auc_reference == 0:
+        raise NotMeasured(
+            "PrivLeak divides by the reference's A, which is 0: the reference itself knows the forget set"
+        )
+    return 100 * (muse_auc - muse_auc_reference) / muse_auc_reference
+
+
+def min_k(log_probs: Numbers, share: float) -> float:
+    """Mean of the lowest max(1, floor(share * n)) log-probabilities, in nats. share = 1 gives minus the loss.
+
+    Args:
+        log_probs: one for each scored token, so without the first token of a text.
+        share: in (0, 1]; 0.4 in MUSE, 0.2 in other tools.
+    Raises:
+        NotMeasured: no token, or a log-probability that is NaN.
+        BadInput: a share outside (0, 1].
+    """
+    require(
+        0 < share <= 1, f"min_k cannot take a share of {share}. Use a number above 0 and up to 1, such as 0.4"
+    )
+    scores = _as_scores(log_probs, "token")
+    # 0.29 * 100 is 28.999... in floating point and means 29.
+    lowest = max(1, int(share * len(scores) + 1e-9))
+    return float(np.partition(scores, lowest - 1)[:lowest].mean())
+
+
+def rouge_l(reference: str, candidate: str, *, use_stemmer: bool = False) -> RougeL:
+    """ROUGE-L by the rouge-score package: lower-cased, words of a-z and 0-9 only. An empty text scores 0.
+
+    Args:
+        reference: the true answer.
+        candidate: what the model said.
+        use_stemmer: Porter stemming of words over three letters; MUSE: False, TOFU: True.
+    Raises:
+        NotMeasured: a reference in which the package sees no word (another script): 0 would read as
+        forgotten.
+
+    >>> rouge_l("the red house", "the house").recall
+    0.6666666666666666
+    """
+    if reference.strip() and not re.search("[a-z0-9]", reference.lower()):
+        raise NotMeasured(f"ROUGE-L reads the letters a-z and digits only, and {reference[:40]!r} has none")
+    score = _rouge_scorer(use_stemmer).score(reference, candidate)["rougeL"]
+    return RougeL(precision=float(score.precision), recall=float(score.recall), f=float(score.fmeasure))
+
+
+def harmonic_mean(values: Numbers) -> float:
+    """n / sum(1 / value); 0 if any value is 0.
+
+    Raises:
+        NotMeasured: no value, or one that is NaN.
+        BadInput: a value below 0.
+    """
+    numbers = _as_scores(values, "value")
+    require(
+        bool((numbers >= 0).all()),
+        f"a harmonic mean needs values from 0, got {numbers.min()}. Use rates or ROUGE",
+    )
+    return float(len(numbers) / (1 / numbers).sum()) if (numbers > 0).all() else 0.0
+
+
+def retained(subject: float, control: float, original: float, *, standard_error: float) -> float | None:
+    """(subject - control) / (original - control): 0 = no more than the control, 1 = all of it still there.
+
+    Args:
+        subject, control, original: one metric of the three models under the same condition.
+        standard_error: of original - control.
+    Returns:
+        The ratio, never clipped, or None when |original - control| is 0 or below its standard error.
+    """
+    return _ratio(subject - control, original - control, standard_error)
+
+
+def regained(condition: float, as_is: float, original: float, *, standard_error: float) -> float | None:
+    """(condition - as_is) / (original - as_is): what a condition brings back of what unlearning removed, 1 =
+    all of it.
+
+    Args:
+        condition, as_is: the metric of the unlearned model under the condition, and of its file as it is.
+        original: the metric of the model before unlearning, as it is.
+        standard_error: of original - as_is.
+    Returns:
+        The ratio, never clipped, or None when |original - as_is| is 0 or below its standard error.
+    """
+    return _ratio(condition - as_is, original - as_is, standard_error)
+
+
+def _ratio(numerator: float, denominator: float, standard_error: float) -> float | None:
+    require(standard_error >= 0, f"a standard error of {standard_error} does not exist. Give a number from 0")
+    if denominator == 0 or abs(denominator) < standard_error:
+        return None
+    return numerator / denominator
+
+
+def _as_scores(scores: Numbers, what: str) -> NDArray[np.float64]:
+    numbers = np.asarray(scores, dtype=np.float64)
+    require(
+        numbers.ndim == 1,
+        f"{what} scores of shape {numbers.shape} are not a list. Give one number for each item",
+    )
+    if numbers.size == 0:
+        raise NotMeasured(f"there is no {what} score")
+    if np.isnan(numbers).any():
+        raise NotMeasured(f"{int(np.isnan(numbers).sum())} of {numbers.size} {what} scores are NaN")
+    return numbers
+
+
+@cache
+def _rouge_scorer(use_stemmer: bool) -> Any:
+    # Imported here: it brings nltk, which takes a second.
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], use_stemmer=use_stemmer)

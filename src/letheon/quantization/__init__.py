@@ -1,0 +1,1 @@
+"""Low-bit models: how weights are rounded, and what the rounding cost."""

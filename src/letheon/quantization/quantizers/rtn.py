@@ -1,0 +1,56 @@
+"""Round to nearest: every weight goes to the nearest value of its group's grid, and nothing makes up for it.
+
+    Q(w) = s * (clamp(round(w / s) + z, lo, hi) - z)       s, z from the group's weights alone
+No calibration text is needed, layers do not influence each other, and the same weights always give the same
+codes: the baseline of every other quantizer, and the plainest test of whether something forgotten survives
+rounding.
+
+Source: the usual baseline, as in GPTQ arXiv:2210.17323; grids as in `letheon.numerics.grids`.
+Checked against: all codes of a group tried one by one, every setting against its grid, 16 bits as the
+identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from letheon.numerics.grids import Grid, Quantized, quantize
+
+
+@dataclass(frozen=True, kw_only=True)
+class RTN:
+    """Round to nearest, by row unless told otherwise."""
+
+    bits: int = 4
+    """2 to 8; 16 leaves the weights as they are."""
+    group: int | Literal["row", "tensor"] = "row"
+    """Weights that share a scale: 'row', 'tensor', or a number of neighbouring inputs (32, 64, 128) that
+    divides all of them."""
+    scheme: Literal["sym", "sym_clipped", "sym_centred", "asym"] = "sym"
+    """Convention of step and codes: sym (restricted), sym_clipped, sym_centred (GPTQ files) or asym (with a
+    zero point)."""
+    clip: Literal["absmax", "mse"] = "absmax"
+    """absmax covers the largest weight; mse searches a smaller range, usually better at 4 bits and fewer."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        # Made here so that a bad setting is refused when it is typed, not at the first layer.
+        _ = self.grid
+
+    @property
+    def grid(self) -> Grid:
+        """The grid these settings describe."""
+        return Grid(bits=self.bits, group=self.group, scheme=self.scheme, clip=self.clip)
+
+    def quantize_layer(self, weight: Float[Tensor, "rows columns"], statistics: object = None) -> Quantized:
+        """One layer's weights, (out, in), as codes and scales. `statistics` is not used.
+
+        Raises:
+            BadInput: a group that does not divide the inputs, or a weight that is NaN or infinite.
+        """
+        return quantize(weight, self.grid)

@@ -1,0 +1,117 @@
+"""From a model and a batch to what loss terms are made of: logits at labelled positions, and log-probabilities.
+
+A loss is a function (model, batch) -> (sum, count). The count is known before any forward pass, so that a loop can add
+up the counts of a whole logical batch and divide once: eight batches of one are then one batch of eight.
+
+The head runs on labelled positions only; for an answer of three tokens behind a long prompt that is most of its cost.
+
+Source: this project.  Checked against: the model's own logits, a slow sum over tokens, padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from letheon.data.batches import Batch
+from letheon.errors import BadInput
+
+Reduction = Literal["mean", "sum"]
+Loss = Callable[[Any, Batch], tuple[Tensor, int]]
+"""(model, batch) -> (sum over the batch, how many things the sum is over)."""
+
+
+class Body:
+    """A causal model cut into the body (tokens -> last hidden states) and the head (hidden states -> logits).
+
+    The cut is checked on a few tokens when it is made: where head(body(x)) is not what the model itself computes
+    (another scale, an unknown soft-cap), `is_cut` is False and the whole model is run instead.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.body = getattr(model, model.base_model_prefix, None)
+        self.head = model.get_output_embeddings()
+        self.soft_cap: float | None = getattr(model.config, "final_logit_softcapping", None)
+        self.is_cut = self.body is not None and self.head is not None and self._agrees()
+
+    def hidden(self, batch: Batch) -> Float[Tensor, "labels width"]:
+        """Last hidden states at the positions that predict a labelled token."""
+        if not self.is_cut:
+            raise BadInput(
+                f"{type(self.model).__name__}: its logits are not its head applied to its last hidden states, "
+                "so they cannot be cached. Choose a retain term without reference logits, such as gdr"
+            )
+        states = self.body(input_ids=batch.ids, attention_mask=batch.attention_mask, use_cache=False)[0]
+        return states[batch.label_row, batch.label_column]
+
+    def logits(self, batch: Batch) -> Float[Tensor, "labels vocabulary"]:
+        """Logits that predict the labelled tokens, float32."""
+        if self.is_cut:
+            return self.apply_head(self.hidden(batch))
+        logits = self.model(input_ids=batch.ids, attention_mask=batch.attention_mask, use_cache=False).logits
+        return logits[batch.label_row, batch.label_column].float()
+
+    def apply_head(self, hidden: Float[Tensor, "labels width"]) -> Float[Tensor, "labels vocabulary"]:
+        """Hidden states to logits, float32, with the model's soft-cap where it has one."""
+        return capped(self.head(hidden).float(), self.soft_cap)
+
+    @torch.no_grad()
+    def _agrees(self) -> bool:
+        device = next(self.model.parameters()).device
+        ids = torch.arange(4, device=device).unsqueeze(0) % self.model.config.vocab_size
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            whole = self.model(input_ids=ids, use_cache=False).logits.float()
+            parts = capped(self.head(self.body(input_ids=ids, use_cache=False)[0]).float(), self.soft_cap)
+        finally:
+            self.model.train(was_training)
+        return whole.shape == parts.shape and torch.allclose(whole, parts, rtol=1e-3, atol=1e-4)
+
+
+def capped(logits: Tensor, cap: float | None) -> Tensor:
+    """cap * tanh(logits / cap), or the logits where there is no cap."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one forward pass gives to the loss terms of one batch."""
+
+    batch: Batch
+    logits: Float[Tensor, "labels vocabulary"]
+
+    def token_log_probs(self) -> Float[Tensor, " labels"]:
+        """Log-probability of each labelled token, nats."""
+        return -torch.nn.functional.cross_entropy(self.logits, self.batch.label_ids, reduction="none")
+
+    def log_probs(self, reduction: Reduction) -> Float[Tensor, " batch"]:
+        """Log-probability of each sequence's labelled tokens, nats: their sum, or their mean."""
+        return reduce_tokens(self.token_log_probs(), self.batch, reduction)
+
+
+def reduce_tokens(values: Float[Tensor, " labels"], batch: Batch, reduction: Reduction) -> Float[Tensor, " batch"]:
+    """One number a sequence from one number a labelled token."""
+    sums = torch.zeros(batch.size, dtype=values.dtype, device=values.device).index_add(0, batch.label_row, values)
+    return sums / batch.label_counts if reduction == "mean" else sums
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """Cross-entropy of the labelled tokens: ordinary fine-tuning. Counts tokens."""
+
+    body: Body
+
+    def __call__(self, model: Any, batch: Batch) -> tuple[Tensor, int]:
+        """(sum of -log p over labelled tokens, number of them)."""
+        return -Outputs(batch, self.body.logits(batch)).token_log_probs().sum(), len(batch.label_ids)
+
+    def count(self, batch: Batch) -> int:
+        """The count without a forward pass."""
+        return len(batch.label_ids)

@@ -1,0 +1,175 @@
+"""What every training verb does before its first step, and after its last: open, encode, checkpoint, save.
+
+Source: this project.  Checked against: kill and continue, a bfloat16 original, a change too small for its file.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from letheon.data.encode import Encoder, Example, cut_sentence
+from letheon.data.records import DataFile, Record
+from letheon.errors import BadInput, CannotFinish
+from letheon.models import (
+    SURVIVAL_ERROR,
+    SURVIVAL_WARNING,
+    ModelFolder,
+    Survival,
+    load_model,
+    load_tokenizer,
+    save_model,
+    working_dtype,
+)
+from letheon.runs.folder import append_line, replacing_folder
+from letheon.runs.progress import Progress
+from letheon.runs.record import Stage
+from letheon.runs.resume import Checkpoints
+from letheon.training.losses import Body
+
+
+def collect(*checks: Callable[[], Any]) -> list[Any]:
+    """Run all checks, then raise one BadInput with every fault; or return what they gave."""
+    results: list[Any] = []
+    problems: list[str] = []
+    for check in checks:
+        try:
+            results.append(check())
+        except BadInput as error:
+            problems.extend(error.problems)
+            results.append(None)
+    if problems:
+        raise BadInput(problems)
+    return results
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What decides the last bits of a sum: threads, device, vector instructions."""
+    return {
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
+        "kernels": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model ready to be trained, and how its data are encoded."""
+
+    model: Any
+    body: Body
+    encoder: Encoder
+    device: str
+    autocast: Callable[[], AbstractContextManager[Any]]
+
+
+def open_for_training(folder: ModelFolder, *, device: str, template: str) -> Opened:
+    """Load float32 masters, cut the model into body and head, make the encoder."""
+    model = load_model(folder.path, device=device)
+    dtype = working_dtype(device)
+
+    def autocast() -> AbstractContextManager[Any]:
+        return nullcontext() if dtype is None else torch.autocast(device.split(":")[0], dtype=dtype)
+
+    encoder = Encoder(load_tokenizer(folder.path), max_length=folder.window, template=template)
+    return Opened(model, Body(model), encoder, device, autocast)
+
+
+def encode_set(encoder: Encoder, records: Iterable[Record], role: str, *, progress: Progress, stage: Stage | None = None) -> list[Example]:
+    """Encode a set; what does not fit into the window is said and recorded."""
+    examples = encoder.encode_all(records)
+    sentence = cut_sentence(examples, role)
+    if sentence:
+        progress.say(f"warning: {sentence}")
+        if stage is not None:
+            stage.warn(sentence)
+    return examples
+
+
+def repeat_texts(records: Sequence[Record], times: int) -> list[Record]:
+    """Every running text `times` times: how much texts count beside questions."""
+    return [record for record in records for _ in range(1 if record.is_question else times)]
+
+
+class StageCheckpoints:
+    """Checkpoints of a stage; its record and its metrics are kept in step with them."""
+
+    def __init__(self, stage: Stage, metrics: MetricsFile) -> None:
+        self._stage = stage
+        self._metrics = metrics
+        self._store = Checkpoints(stage.work)
+
+    def save(self, step: int, tensors: Mapping[str, torch.Tensor], state: dict[str, Any]) -> None:
+        """Write the checkpoint, then the record."""
+        self._store.save(step, tensors, state)
+        self._stage.keep_time()
+
+    def load(self) -> tuple[int, dict[str, torch.Tensor], dict[str, Any]] | None:
+        """The last checkpoint; metrics of steps after it are dropped, since those steps are made again."""
+        found = self._store.load()
+        self._metrics.cut_after(found[0] if found else 0)
+        return found
+
+
+class MetricsFile:
+    """metrics.jsonl of a stage while it runs."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """One step's figures."""
+        append_line(self.path, json.dumps({name: _rounded(value) for name, value in line.items()}))
+
+    def cut_after(self, step: int) -> None:
+        """Forget the lines of later steps."""
+        if not self.path.exists():
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.7g}") if isinstance(value, float) else value
+
+
+def save_stage(
+    opened: Opened, stage: Stage, metrics: MetricsFile, *, original: ModelFolder, save_dtype: str, card: str, progress: Progress
+) -> Survival:
+    """Write the stage's model folder in one swap, read it back, and refuse a file that lost most of the change.
+
+    Raises:
+        CannotFinish: fewer than half of the changed weights differ from the original in the file.
+    """
+    target = stage.folder
+    assert target is not None
+    with replacing_folder(target) as folder:
+        kept = save_model(opened.model, folder, original=original, save_dtype=save_dtype, card=card)
+        share = kept.share
+        if share is not None and share < SURVIVAL_ERROR:
+            raise CannotFinish(
+                f"{target}: of {kept.moved} changed weights only {share:.0%} still differ from the original once they are stored "
+                f"as {original.dtype if save_dtype == 'original' else save_dtype}; the file would hold little of the change. "
+                "Use larger steps, --save-dtype float32, or a scope that moves fewer weights further"
+            )
+        if metrics.path.exists():
+            shutil.copyfile(metrics.path, folder / "metrics.jsonl")
+    stage.note("survival", {"moved": kept.moved, "survived": kept.survived, "total": kept.total})
+    if share is not None and share < SURVIVAL_WARNING:
+        text = f"only {share:.0%} of the changed weights survived being stored as {original.dtype}"
+        stage.warn(text)
+        progress.say(f"warning: {text}. Larger steps or --save-dtype float32 keep more")
+    return kept
+
+
+def unit_note(data: DataFile) -> str:
+    """A sentence for sets whose units are only lines."""
+    return f"{data.role} set: no 'unit' field, so each line counts as its own unit" if data.unit_is_line else ""

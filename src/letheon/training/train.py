@@ -1,0 +1,212 @@
+"""Fine-tune a model folder on records: the tiny world's models, a retrained reference, anybody's base model.
+
+With `without`, the records of a forget set are left out, and everything else (seed, passes, schedule) stays as it was:
+the model that never knew.
+
+Source: this project.  Checked against: the loop's own tests; a reference that has seen no forget record.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from letheon.data.batches import EpochOrder, collate
+from letheon.data.records import DataFile, Record, read_records
+from letheon.errors import BadInput, require
+from letheon.methods import build, describe
+from letheon.models import ModelFolder, inspect_model, pick_device
+from letheon.runs.progress import Progress
+from letheon.runs.record import RunFolder, Stage
+from letheon.settings import fill
+from letheon.training.gradients import MeanGradient, Parts
+from letheon.training.loop import Loop, OptimizerSettings, run_loop
+from letheon.training.losses import TokenLoss
+from letheon.training.prepare import (
+    MetricsFile,
+    StageCheckpoints,
+    collect,
+    encode_set,
+    environment,
+    open_for_training,
+    repeat_texts,
+    save_stage,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Settings of `letheon train`. Paths are inputs; everything else decides the result."""
+
+    model: Path
+    """A Hugging Face causal language model folder."""
+    data: Path
+    """JSON lines to learn."""
+    without: Path | None = None
+    """Leave out every record that stands in this file, and every record of its units."""
+    out: Path = Path("runs/train")
+    """The run folder."""
+    epochs: float = 3.0
+    """Passes over the data, > 0."""
+    batch_size: int = 32
+    """Records a step."""
+    micro_batch_size: int | None = None
+    """Records a forward pass; null: the whole batch. Does not change the result."""
+    text_repeats: int = 1
+    """How often a running text counts in a pass, >= 1."""
+    learning_rate: float = 2e-5
+    """Base rate of AdamW."""
+    rate: Any = "linear"
+    """Schedule: a method of kind `rate`."""
+    betas: tuple[float, ...] = (0.9, 0.999)
+    """AdamW's decay rates."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    clip: float | None = 1.0
+    """Largest global gradient norm; null: none."""
+    master_dtype: Literal["float32", "param"] = "float32"
+    """See `OptimizerSettings`."""
+    seed: int = 0
+    """Order of the data."""
+    template: str = "auto"
+    """auto, plain, chat, or a text with {prompt}."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Our field -> the file's."""
+    device: str = "auto"
+    """auto, cpu, cuda."""
+    save_dtype: str = "original"
+    """original, float32, bfloat16, float16."""
+    checkpoint_every_s: float = 60.0
+    """Seconds between checkpoints."""
+    allow_changed_machine: bool = False
+    """Continue a stopped run with other threads or versions."""
+
+    def __post_init__(self) -> None:
+        require(self.epochs > 0, f"epochs must be > 0, got {self.epochs}")
+        require(self.batch_size > 0, f"batch_size must be > 0, got {self.batch_size}")
+        require(self.text_repeats >= 1, f"text_repeats must be >= 1, got {self.text_repeats}")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where the model is, and how its training ended."""
+
+    folder: Path
+    steps: int
+    notes: dict[str, Any]
+
+
+def train(model: Path | str, *, progress: Progress | None = None, **settings: Any) -> TrainResult:
+    """Fine-tune `model` on `data=` and write a run folder with the result in `N-train/`.
+
+    Args:
+        model: a Hugging Face causal language model folder.
+        progress: where lines for a person go; by default standard error.
+        settings: the fields of `TrainSettings`.
+    Raises:
+        BadInput: with all faults of all inputs.  CannotFinish: NaN, disk.
+
+    >>> import letheon
+    >>> letheon.train("no/such/folder", data="d.jsonl")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    letheon.errors.BadInput: 2 faults:
+    - MODEL no/such/folder: no such folder. Give a Hugging Face model folder (config.json, *.safetensors)
+    - data set d.jsonl: no such file. Give the path of a JSON-lines file
+    """
+    wanted = fill(TrainSettings, {"model": model, **settings}, where="train")
+    progress = progress or Progress()
+    folder, data, without, rate, device = _check(wanted)
+    inputs = {"model": wanted.model, "data": wanted.data, "without": wanted.without}
+    kept = {name: value for name, value in vars(wanted).items() if name not in (*inputs, "out", "device", "checkpoint_every_s", "allow_changed_machine")}
+    run = RunFolder.open(wanted.out, environment=environment(device), allow_changed_machine=wanted.allow_changed_machine)
+    with run.stage("train", {**kept, "rate": describe(rate)}, inputs, "train") as stage:
+        assert stage.folder is not None
+        if not stage.is_done:
+            _run(wanted, folder, _left(data, without), rate, device, stage, progress)
+        return TrainResult(stage.folder, int(stage.entry.notes["steps"]), dict(stage.entry.notes))
+
+
+def _check(wanted: TrainSettings) -> tuple[ModelFolder, DataFile, DataFile | None, Any, str]:
+    without = wanted.without
+    folder, data, left_out, rate, device = collect(
+        lambda: inspect_model(wanted.model),
+        lambda: read_records(wanted.data, role="data", columns=wanted.columns),
+        lambda: None if without is None else read_records(without, role="without", columns=wanted.columns),
+        lambda: build("rate", wanted.rate, where="rate"),
+        lambda: pick_device(wanted.device),
+    )
+    return folder, data, left_out, rate, device
+
+
+def _left(data: DataFile, without: DataFile | None) -> list[Record]:
+    """The records that are learned. Raises BadInput when leaving out leaves everything, or nothing."""
+    if without is None:
+        return list(data.records)
+    contents = {record.content for record in without.records}
+    units = set() if without.unit_is_line else set(without.units)
+    left = [record for record in data.records if record.content not in contents and record.unit not in units]
+    if len(left) == len(data.records):
+        raise BadInput(f"no record of {without.path} stands in {data.path}: leaving it out would change nothing. Give the file it was cut from")
+    if not left:
+        raise BadInput(f"every record of {data.path} stands in {without.path}: nothing is left to learn")
+    return left
+
+
+def _run(
+    wanted: TrainSettings, folder: ModelFolder, records: list[Record], rate: Any, device: str, stage: Stage, progress: Progress
+) -> None:
+    opened = open_for_training(folder, device=device, template=wanted.template)
+    examples = encode_set(opened.encoder, repeat_texts(records, wanted.text_repeats), "data", progress=progress, stage=stage)
+    order = EpochOrder(tuple(len(example.ids) for example in examples), wanted.batch_size, wanted.seed)
+    steps = max(1, round(wanted.epochs * order.batches_per_epoch))
+    micro = wanted.micro_batch_size or wanted.batch_size
+
+    def parts(step: int) -> Parts:
+        items = order.items(step)
+        chunks = [items[start : start + micro] for start in range(0, len(items), micro)]
+        return {"data": [collate([examples[i] for i in chunk], chunk, pad=opened.encoder.pad).to(device) for chunk in chunks]}
+
+    moving = dict(opened.model.named_parameters())
+    metrics = MetricsFile(stage.work / "metrics.jsonl")
+    progress.say(f"train: {len(examples)} records, {steps} steps" + (", continued" if stage.is_resuming else ""))
+    progress.start()
+    result = run_loop(
+        Loop(
+            model=opened.model,
+            moving=moving,
+            gradient=MeanGradient(TokenLoss(opened.body), "data", list(moving.values()), opened.autocast),
+            parts=parts,
+            steps=steps,
+            optimizer=OptimizerSettings(
+                learning_rate=wanted.learning_rate,
+                betas=wanted.betas,
+                weight_decay=wanted.weight_decay,
+                clip=wanted.clip,
+                master_dtype=wanted.master_dtype,
+            ),
+            rate=rate,
+            checkpoints=StageCheckpoints(stage, metrics),
+            checkpoint_every_s=wanted.checkpoint_every_s,
+            log=metrics.append,
+            progress=progress.step,
+            storage=storage_dtypes(folder, moving),
+        )
+    )
+    stage.note("steps", result.steps)
+    stage.note("records", len(records))
+    card = f"---\nlibrary_name: transformers\n---\nFine-tuned with letheon for {result.steps} steps.\n"
+    save_stage(opened, stage, metrics, original=folder, save_dtype=wanted.save_dtype, card=card, progress=progress)
+
+
+def storage_dtypes(folder: ModelFolder, moving: dict[str, Any]) -> dict[str, Any]:
+    """The dtype that the file keeps each moving parameter in."""
+    import torch
+
+    from letheon.models import DTYPES
+
+    majority = getattr(torch, folder.dtype)
+    return {
+        name: getattr(torch, DTYPES[folder.tensors[name].dtype]) if name in folder.tensors else majority for name in moving
+    }

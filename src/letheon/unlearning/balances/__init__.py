@@ -1,0 +1,1 @@
+"""How two gradients become one step: one file each."""

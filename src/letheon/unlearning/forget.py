@@ -1,0 +1,395 @@
+"""Make a model forget a set of records, and keep another.
+
+Everything is checked before anything is loaded: the model folder, every line of every data set, the methods and their
+settings, what the sets share. Then the original is asked once what it says (for terms that need it), the loop runs, and
+the result is saved in the original's precision and read back.
+
+Source: this project.  Checked against: the six published baselines on the embedded world; kill and continue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from letheon.data.batches import CycleOrder, EpochOrder, RandomOrder, collate
+from letheon.data.encode import Example
+from letheon.data.overlap import overlap
+from letheon.data.records import DataFile, Record, read_records, split_units
+from letheon.errors import BadInput, require
+from letheon.methods import build, describe, name_of
+from letheon.models import ModelFolder, inspect_model, pick_device
+from letheon.runs.progress import Progress
+from letheon.runs.record import RunFolder, Stage
+from letheon.settings import fill, plain
+from letheon.training.gradients import Gradient, Parts
+from letheon.training.loop import Loop, LoopResult, OptimizerSettings, run_loop
+from letheon.training.prepare import (
+    MetricsFile,
+    Opened,
+    StageCheckpoints,
+    collect,
+    encode_set,
+    environment,
+    open_for_training,
+    repeat_texts,
+    save_stage,
+    unit_note,
+)
+from letheon.training.scoring import score_examples
+from letheon.training.train import storage_dtypes
+from letheon.unlearning.gate import make_gate
+from letheon.unlearning.objective import Provider, TermLoss, make_gradient
+from letheon.unlearning.presets import preset
+from letheon.unlearning.reference import cache_log_probs, cache_logits
+from letheon.unlearning.stopping import StopLook, StopRule
+
+INPUTS = ("model", "forget_data", "retain_data", "holdout_data")
+NOT_RECORDED = (*INPUTS, "out", "device", "checkpoint_every_s", "allow_changed_machine", "preset")
+METHODS = {"method": "forget_term", "retain_term": "retain_term", "balance": "balance", "smooth": "smoother", "scope": "scope", "rate": "rate"}
+"""Setting -> kind of method."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgetSettings:
+    """Settings of `letheon forget`. Paths are inputs; everything else decides the result."""
+
+    model: Path
+    """A Hugging Face causal language model folder."""
+    forget_data: Path
+    """JSON lines to forget."""
+    retain_data: Path | None = None
+    """JSON lines to keep; needed by every retain term but none."""
+    holdout_data: Path | None = None
+    """JSON lines of the same kind that were never trained on; needed by until="holdout". Every second unit is used here; the
+    audit uses the others."""
+    out: Path = Path("runs/forget")
+    """The run folder."""
+    preset: str | None = None
+    """A published method's settings (letheon methods --presets); what is given beside it wins."""
+    method: Any = "npo"
+    """What is pushed away: a method of kind forget_term."""
+    retain_term: Any = "gdr"
+    """What must not move: a method of kind retain_term."""
+    balance: Any = "weighted"
+    """How two gradients become one: a method of kind balance."""
+    smooth: Any = "none"
+    """How flat the forgotten region must be: a method of kind smoother."""
+    scope: Any = "all"
+    """Which weights may move: a method of kind scope."""
+    rate: Any = "constant"
+    """Schedule: a method of kind rate."""
+    learning_rate: float = 1e-5
+    """Base rate of AdamW."""
+    epochs: float = 5.0
+    """Passes over the forget set; used when `steps` is null."""
+    steps: int | None = None
+    """Step limit; null: `epochs`."""
+    batch_size: int = 32
+    """Forget records a step; as many retain records go with them."""
+    micro_batch_size: int | None = None
+    """Records of each set a forward pass; null: the whole batch. Does not change the result."""
+    text_repeats: int = 1
+    """How often a running text counts beside a question, >= 1."""
+    pairing: Literal["random", "cycle"] = "random"
+    """Retain records of a step: drawn at random, or item i with item i modulo the set's size (the MUSE code)."""
+    betas: tuple[float, ...] = (0.9, 0.999)
+    """AdamW's decay rates."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    clip: float | None = 1.0
+    """Largest global gradient norm; null: none."""
+    master_dtype: Literal["float32", "param"] = "float32"
+    """See `OptimizerSettings`."""
+    stop: StopRule = field(default_factory=StopRule)
+    """When to stop before the limit."""
+    seed: int = 0
+    """Order of the data."""
+    template: str = "auto"
+    """auto, plain, chat, or a text with {prompt}."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Our field -> the file's."""
+    device: str = "auto"
+    """auto, cpu, cuda."""
+    save_dtype: str = "original"
+    """original, float32, bfloat16, float16."""
+    checkpoint_every_s: float = 60.0
+    """Seconds between checkpoints."""
+    allow_changed_machine: bool = False
+    """Continue a stopped run with other threads or versions."""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size > 0, f"batch_size must be > 0, got {self.batch_size}")
+        require(self.epochs > 0, f"epochs must be > 0, got {self.epochs}")
+        require(self.steps is None or self.steps > 0, f"steps must be > 0, got {self.steps}")
+        require(self.text_repeats >= 1, f"text_repeats must be >= 1, got {self.text_repeats}")
+        require(self.micro_batch_size is None or self.micro_batch_size > 0, f"micro_batch_size must be > 0, got {self.micro_batch_size}")
+
+
+@dataclass(frozen=True)
+class ForgetResult:
+    """Where the model is, and why the run stopped."""
+
+    folder: Path
+    steps: int
+    reason: str
+    notes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A checked request: everything that is needed, nothing loaded yet."""
+
+    wanted: ForgetSettings
+    folder: ModelFolder
+    forget: DataFile
+    retain: DataFile | None
+    holdout: DataFile | None
+    methods: dict[str, Any]
+    device: str
+    warnings: tuple[str, ...]
+
+    @property
+    def gate_units(self) -> list[str]:
+        """The holdout units that this run looks at, and the audit must not."""
+        if self.holdout is None or getattr(self.methods["method"], "until", "none") != "holdout":
+            return []
+        return split_units(self.holdout.units)[0]
+
+
+def forget(model: Path | str, *, progress: Progress | None = None, **settings: Any) -> ForgetResult:
+    """Unlearn `forget_data=` from `model`, keep `retain_data=`, and write a run folder with the result in `N-forget/`.
+
+    Args:
+        model: a Hugging Face causal language model folder.
+        progress: where lines for a person go; by default standard error.
+        settings: the fields of `ForgetSettings`, such as method="npo" or method={"name": "npo", "beta": 0.1}.
+    Raises:
+        BadInput: with all faults of all inputs, before anything is loaded.
+        CannotFinish: NaN, a full disk, or a file that would not hold the change.
+
+    >>> import letheon
+    >>> letheon.forget("m", forget_data="f.jsonl", method="npoo")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    letheon.errors.BadInput: 4 faults:
+    - 'npoo' is not a forget term. Did you mean 'npo'? Known: gradient_ascent, npo (letheon methods)
+    ...
+    """
+    request = check_request({"model": model, **settings})
+    progress = progress or Progress()
+    for warning in request.warnings:
+        progress.say(f"warning: {warning}")
+    wanted = request.wanted
+    inputs = {name: getattr(wanted, name) for name in INPUTS}
+    kept = {name: plain(value) for name, value in vars(wanted).items() if name not in NOT_RECORDED}
+    kept.update({name: describe(method) for name, method in request.methods.items()})
+    run = RunFolder.open(wanted.out, environment=environment(request.device), allow_changed_machine=wanted.allow_changed_machine)
+    with run.stage("forget", kept, inputs, "forget") as stage:
+        assert stage.folder is not None
+        if not stage.is_done:
+            _run(request, stage, progress)
+        notes = dict(stage.entry.notes)
+        return ForgetResult(stage.folder, int(notes["steps"]), str(notes["stopped"]), notes)
+
+
+def check_request(values: dict[str, Any]) -> Request:
+    """Fill in the settings, build the methods, read every file, compare the sets. Raises BadInput with all faults."""
+    chosen = preset(values["preset"]) if values.get("preset") else {}
+    wanted = fill(ForgetSettings, {**chosen, **values}, where="forget")
+    columns = wanted.columns
+
+    def read(path: Path | None, role: str) -> DataFile | None:
+        return None if path is None else read_records(path, role=role, columns=columns)
+
+    def check_pair() -> None:
+        named = wanted.retain_term if isinstance(wanted.retain_term, str) else wanted.retain_term
+        name = named if isinstance(named, str) else named.get("name") if isinstance(named, dict) else name_of(named)
+        if wanted.retain_data is None and name != "none":
+            raise BadInput(f"retain term {name!r} needs a retain set (--retain r.jsonl). To run without one, say --retain-term none")
+
+    *methods, folder, forget_set, retain, holdout, device, _ = collect(
+        *(lambda name=name, kind=kind: build(kind, getattr(wanted, name), where=name) for name, kind in METHODS.items()),  # type: ignore[misc]
+        lambda: inspect_model(wanted.model),
+        lambda: read(wanted.forget_data, "forget"),
+        lambda: read(wanted.retain_data, "retain"),
+        lambda: read(wanted.holdout_data, "holdout"),
+        lambda: pick_device(wanted.device),
+        check_pair,
+    )
+    built = dict(zip(METHODS, methods, strict=True))
+    if getattr(built["method"], "until", "none") == "holdout" and holdout is None:
+        raise BadInput('until="holdout" needs a holdout set (--holdout h.jsonl): people or texts of the same kind, never trained on')
+    warnings = _compare(forget_set, retain, holdout)
+    return Request(wanted, folder, forget_set, retain, holdout, built, device, tuple(warnings))
+
+
+def _compare(forget_set: DataFile, retain: DataFile | None, holdout: DataFile | None) -> list[str]:
+    """Warnings about forget and retain; a holdout that overlaps with either is refused."""
+    warnings = [note for note in (unit_note(forget_set),) if note]
+    if retain is not None and (shared := overlap(forget_set, retain)):
+        warnings.append(f"{shared.sentence}. What is kept cannot be forgotten: take them out of one of the sets")
+    if holdout is not None:
+        for other in (forget_set, retain):
+            if other is not None and (shared := overlap(holdout, other)):
+                raise BadInput(f"{shared.sentence}. A holdout must never have been trained on: take these records out of it")
+    return warnings
+
+
+def _run(request: Request, stage: Stage, progress: Progress) -> None:
+    wanted = request.wanted
+    for warning in request.warnings:
+        stage.warn(warning)
+    opened = open_for_training(request.folder, device=request.device, template=wanted.template)
+    forget_records = repeat_texts(request.forget.records, wanted.text_repeats)
+    retain_records = repeat_texts(request.retain.records, wanted.text_repeats) if request.retain else []
+    forget_examples = encode_set(opened.encoder, forget_records, "forget", progress=progress, stage=stage)
+    retain_examples = encode_set(opened.encoder, retain_records, "retain", progress=progress, stage=stage)
+    scope = request.methods["scope"]
+    moving: dict[str, nn.Parameter] = scope.select(opened.model)
+    scope_state = scope.init(opened.model, moving)
+    gradient = _gradient(request, opened, forget_records, forget_examples, retain_examples, moving, stage)
+    order = EpochOrder(tuple(len(example.ids) for example in forget_examples), wanted.batch_size, wanted.seed)
+    steps = wanted.steps or max(1, round(wanted.epochs * order.batches_per_epoch))
+    metrics = MetricsFile(stage.work / "metrics.jsonl")
+    progress.say(f"forget: {len(request.forget.records)} records, at most {steps} steps" + (", continued" if stage.is_resuming else ""))
+    progress.start()
+    result = run_loop(
+        Loop(
+            model=opened.model,
+            moving=moving,
+            gradient=gradient,
+            parts=_parts(wanted, order, forget_examples, retain_examples, opened),
+            steps=steps,
+            optimizer=OptimizerSettings(
+                learning_rate=wanted.learning_rate,
+                betas=wanted.betas,
+                weight_decay=wanted.weight_decay,
+                clip=wanted.clip,
+                master_dtype=wanted.master_dtype,
+            ),
+            rate=request.methods["rate"],
+            after_step=lambda parameters: scope.after_step(parameters, scope_state),
+            scope_state=scope_state,
+            look=_look(request, opened),
+            checkpoints=StageCheckpoints(stage, metrics),
+            checkpoint_every_s=wanted.checkpoint_every_s,
+            log=metrics.append,
+            progress=progress.step,
+            storage=storage_dtypes(request.folder, moving),
+        )
+    )
+    stage.note("steps", result.steps)
+    stage.note("stopped", result.reason)
+    stage.note("gate_units", request.gate_units)
+    progress.say(f"forget: stopped after {result.steps} steps, {result.reason}")
+    kept = save_stage(
+        opened, stage, metrics, original=request.folder, save_dtype=wanted.save_dtype, card=_card(request, result), progress=progress
+    )
+    if kept.moved == 0:
+        raise BadInput("no weight has moved: the learning rate is too small, or nothing is left to forget")
+
+
+def _gradient(
+    request: Request,
+    opened: Opened,
+    forget_records: Sequence[Record],
+    forget_examples: Sequence[Example],
+    retain_examples: Sequence[Example],
+    moving: dict[str, nn.Parameter],
+    stage: Stage,
+) -> Gradient:
+    """Both terms, bound to the model and to what the original says."""
+    methods = request.methods
+    gate_units = set(request.gate_units)
+    strangers = [record for record in request.holdout.records if record.unit in gate_units] if request.holdout else []
+    gate = make_gate(
+        getattr(methods["method"], "until", "none"), forget_records, strangers, body=opened.body, encoder=opened.encoder, device=opened.device
+    )
+    forget_term = TermLoss(methods["method"], opened.body, _reference(methods["method"], forget_examples, opened, stage), gate)
+    retain_term = None
+    if name_of(methods["retain_term"]) != "none":
+        retain_term = TermLoss(methods["retain_term"], opened.body, _reference(methods["retain_term"], retain_examples, opened, stage))
+    return make_gradient(
+        forget=forget_term,
+        retain=retain_term,
+        balance=methods["balance"],
+        smoother=methods["smooth"],
+        parameters=list(moving.values()),
+        pad=opened.encoder.pad,
+        autocast=opened.autocast,
+    )
+
+
+def _reference(term: Any, examples: Sequence[Example], opened: Opened, stage: Stage) -> dict[str, Provider]:
+    """What the original says, for the needs of a term; computed once."""
+    pad, device = opened.encoder.pad, opened.device
+    provided: dict[str, Provider] = {}
+    if "reference_log_probs" in term.needs:
+        provided["reference_log_probs"] = cache_log_probs(opened.body, examples, reduction=term.reduction, pad=pad, device=device)
+    if "reference_logits" in term.needs:
+        provided["reference_logits"] = cache_logits(opened.body, examples, pad=pad, device=device, folder=stage.work)
+    return provided
+
+
+def _parts(
+    wanted: ForgetSettings, order: EpochOrder, forget_examples: Sequence[Example], retain_examples: Sequence[Example], opened: Opened
+) -> Callable[[int], Parts]:
+    """Step -> forget micro-batches, and as many retain records beside them."""
+    micro = wanted.micro_batch_size or wanted.batch_size
+    retain_order = (
+        CycleOrder(len(retain_examples), wanted.batch_size)
+        if wanted.pairing == "cycle"
+        else RandomOrder(len(retain_examples), wanted.batch_size, wanted.seed + 1)
+    )
+
+    def chunked(items: list[int], examples: Sequence[Example]) -> list[Any]:
+        chunks = [items[start : start + micro] for start in range(0, len(items), micro)]
+        return [collate([examples[i] for i in chunk], chunk, pad=opened.encoder.pad).to(opened.device) for chunk in chunks]
+
+    def parts(step: int) -> Parts:
+        items = order.items(step)
+        made = {"forget": chunked(items, forget_examples)}
+        if retain_examples:
+            made["retain"] = chunked(retain_order.items(step)[: len(items)], retain_examples)
+        return made
+
+    return parts
+
+
+def _look(request: Request, opened: Opened) -> StopLook | None:
+    """The stop rule, asking a fixed sample of questions of both sets."""
+    rule = request.wanted.stop
+    if rule.every == 0:
+        return None
+    samples = [_sample(data, rule.items, opened) for data in (request.forget, request.retain)]
+
+    def accuracy(examples: Sequence[Example]) -> float | None:
+        if not examples:
+            return None
+        return float(score_examples(opened.body, examples, pad=opened.encoder.pad, device=opened.device).exact.mean())
+
+    return StopLook(
+        rule, lambda model: (accuracy(samples[0]), accuracy(samples[1])), original_retain=accuracy(samples[1])
+    )
+
+
+def _sample(data: DataFile | None, count: int, opened: Opened) -> list[Example]:
+    if data is None or not data.questions:
+        return []
+    step = max(1, len(data.questions) // count)
+    return opened.encoder.encode_all(data.questions[::step][:count])
+
+
+def _card(request: Request, result: LoopResult) -> str:
+    """The model card: what was done, and what it does not mean."""
+    methods = ", ".join(f"{setting} {name_of(method)}" for setting, method in request.methods.items())
+    return (
+        "---\nlibrary_name: transformers\n---\n"
+        f"An unlearning run of letheon: {methods}; {result.steps} steps, stopped by {result.reason}.\n\n"
+        "That a run ended does not show that anything is gone. `letheon audit` measures what is left.\n"
+    )

@@ -1,0 +1,1 @@
+"""What is pushed away, and how far: one file each."""

@@ -1,0 +1,49 @@
+"""Negative preference optimization: lower the forget answers against a frozen reference, with a pull that fades.
+
+For a forget batch of B sequences, log p reduced over labelled tokens only:
+    r = log p(answer) - log p_ref(answer)            shape (B,), nats
+    loss = -(2 / beta) * mean(log_sigmoid(-beta * r))
+At r = 0 the gradient is that of gradient ascent; as beta -> 0 it stays there; as r -> -inf it vanishes.
+
+Source: Zhang et al. 2024, arXiv:2404.05868, equation of the NPO loss, in its sequence form.
+Checked against: the value (2 / beta) ln 2 and the ascent gradient at the reference, the beta -> 0 limit, a two-token
+closed form, finite differences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from letheon.errors import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class NPO:
+    """Settings of negative preference optimization."""
+
+    beta: float = 1.0
+    """Sharpness, 1/nats, > 0; larger stops pushing a sequence sooner. The paper: 0.1 with reduction "sum". On the tiny world that
+    setting (learning rate 5e-4) drives retained facts to 0.00 at step 40 and back to only 0.68 by step 80, because a text
+    of 36 tokens outweighs an answer of 3; with the mean and beta 1 they stay at 0.96."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """Over a sequence's labelled tokens: mean (length-normalised), or the paper's sum."""
+    until: Literal["none", "holdout"] | float = "none"
+    """How far an item is pushed: "none"; a loss in nats per token, > 0; or "holdout", the median loss of the holdout's items of
+    its kind under the original. An item counts only while its own mean loss is below."""
+
+    needs: ClassVar[tuple[str, ...]] = ("log_probs", "reference_log_probs")
+    denominator: ClassVar[str] = "sequence"
+
+    def __post_init__(self) -> None:
+        require(self.beta > 0, f"npo needs beta > 0, got {self.beta}. Use gradient_ascent for the limit beta -> 0")
+        require(isinstance(self.until, str) or self.until > 0, f"npo needs until > 0 nats per token, got {self.until}")
+
+    def loss(self, current: Float[Tensor, " batch"], reference: Float[Tensor, " batch"]) -> tuple[Float[Tensor, ""], int]:
+        """Sum over the batch, and how many sequences it holds."""
+        log_ratio = current - reference
+        return -(2 / self.beta) * logsigmoid(-self.beta * log_ratio).sum(), len(log_ratio)

@@ -1,0 +1,152 @@
+"""The gradient of one unlearning step: forget term, retain term, balance and smoother put together.
+
+A linear balance over unsmoothed gradients is one forward and one backward pass over the forget and the retain batch
+joined; any other combination makes the two gradients apart and hands them to the balance. Both are equal to the digit
+where both are possible.
+
+Source: this project.  Checked against: joint = apart, one batch of 8 = 8 of 1, alpha = 0 = no retain term.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from letheon.data.batches import Batch, join
+from letheon.errors import BadInput
+from letheon.training.gradients import Gradient, Gradients, MeanGradient, Parts, take
+from letheon.training.losses import Body, Outputs
+from letheon.unlearning.gate import Gate
+
+Provider = Callable[[Batch], Tensor]
+"""Looks up what the original says about the items of a batch."""
+
+
+@dataclass(frozen=True)
+class TermLoss:
+    """A forget or retain term bound to a model: collects what the term needs, and counts by its denominator."""
+
+    term: Any
+    body: Body
+    reference: dict[str, Provider] = field(default_factory=dict)
+    """"reference_log_probs" and "reference_logits", where the term needs them."""
+    gate: Gate | None = None
+
+    def __call__(self, model: Any, batch: Batch) -> tuple[Tensor, int]:
+        """(sum, count) of a batch, with its own forward pass."""
+        return self.of(Outputs(batch, self.body.logits(batch)))
+
+    def of(self, outputs: Outputs) -> tuple[Tensor, int]:
+        """(sum, count) from outputs that are already there."""
+        count = self.count(outputs.batch)
+        keep = None if self.gate is None else self.gate.open_items(outputs)
+        if keep is not None and not bool(keep.any()):
+            return outputs.logits.sum() * 0.0, count
+        values = [self._value(need, outputs, keep) for need in self.term.needs]
+        return self.term.loss(*values)[0], count
+
+    def count(self, batch: Batch) -> int:
+        """Sequences or labelled tokens. Items that the gate has closed still count: as they close, the pull fades."""
+        return len(batch.label_ids) if self.term.denominator == "token" else batch.size
+
+    def _value(self, need: str, outputs: Outputs, keep: Tensor | None) -> Tensor:
+        is_per_token = need in ("logits", "reference_logits")
+        if need == "log_probs":
+            value = outputs.log_probs(self.term.reduction)
+        elif need == "logits":
+            value = outputs.logits
+        elif need in self.reference:
+            value = self.reference[need](outputs.batch)
+        else:
+            raise BadInput(f"{type(self.term).__name__} needs {need!r}, which this run does not provide")
+        if keep is None:
+            return value
+        return value[keep[outputs.batch.label_row]] if is_per_token else value[keep]
+
+
+@dataclass(frozen=True)
+class JointGradient:
+    """forget_weight * grad(forget) + alpha * grad(retain) by one joined forward and one backward a micro-batch."""
+
+    forget: TermLoss
+    retain: TermLoss
+    weights: tuple[float, float]
+    parameters: Sequence[Tensor]
+    pad: int
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def __call__(self, model: Any, parts: Parts) -> Gradients:
+        """Counts over the logical batch first, one division."""
+        forget_total = sum(self.forget.count(batch) for batch in parts["forget"])
+        retain_total = sum(self.retain.count(batch) for batch in parts["retain"])
+        values = [0.0, 0.0]
+        for forget_batch, retain_batch in zip(parts["forget"], parts["retain"], strict=True):
+            with self.autocast():
+                logits = self.forget.body.logits(join(forget_batch, retain_batch, pad=self.pad))
+                border = len(forget_batch.label_ids)
+                forget = self.forget.of(Outputs(forget_batch, logits[:border]))[0] / forget_total
+                retain = self.retain.of(Outputs(retain_batch, logits[border:]))[0] / retain_total
+                total = self.weights[0] * forget + self.weights[1] * retain
+            total.backward()  # type: ignore[no-untyped-call]
+            values[0] += float(forget.detach())
+            values[1] += float(retain.detach())
+        loss = self.weights[0] * values[0] + self.weights[1] * values[1]
+        return Gradients(take(self.parameters), {"forget_loss": values[0], "retain_loss": values[1], "loss": loss})
+
+
+@dataclass(frozen=True)
+class BalancedGradient:
+    """Two gradients made apart, each through the smoother or not, then one from the balance."""
+
+    forget: Gradient
+    retain: Gradient
+    balance: Any
+
+    def __call__(self, model: Any, parts: Parts) -> Gradients:
+        """Forget first, retain second."""
+        forget = self.forget(model, parts)
+        retain = self.retain(model, parts)
+        return Gradients(self.balance.combine(forget.tensors, retain.tensors), {**forget.figures, **retain.figures})
+
+
+def make_gradient(
+    *,
+    forget: TermLoss,
+    retain: TermLoss | None,
+    balance: Any,
+    smoother: Any,
+    parameters: Sequence[Tensor],
+    pad: int,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    is_joint: bool = True,
+) -> Gradient:
+    """The gradient of a step. `is_joint=False` keeps the two apart even where one pass would do (for tests)."""
+    if retain is None:
+        weight = balance.weights[0] if balance.is_linear else 1.0
+        return smoother.wrap(_Scaled(MeanGradient(forget, "forget", parameters, autocast), weight))  # type: ignore[no-any-return]
+    if is_joint and balance.is_linear and smoother.is_identity:
+        return JointGradient(forget, retain, balance.weights, parameters, pad, autocast)
+    return BalancedGradient(
+        smoother.wrap(MeanGradient(forget, "forget", parameters, autocast)),
+        MeanGradient(retain, "retain", parameters, autocast),
+        balance,
+    )
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """A gradient times a number."""
+
+    gradient: Gradient
+    weight: float
+
+    def __call__(self, model: Any, parts: Parts) -> Gradients:
+        found = self.gradient(model, parts)
+        if self.weight != 1.0:
+            torch._foreach_mul_(found.tensors, self.weight)
+        return Gradients(found.tensors, {**found.figures, "loss": self.weight * found.figures["forget_loss"]})

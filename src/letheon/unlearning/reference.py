@@ -1,0 +1,104 @@
+"""What the original model says, computed once per run: log-probabilities a sequence, last hidden states a labelled token.
+
+NPO needs one number a forget item. A divergence needs whole distributions; kept as last hidden states (width numbers a
+token instead of a vocabulary) and a copy of the head, so that no second model stays in memory. Above a limit the states
+are kept in a file that the system pages in.
+
+Source: this project.  Checked against: the original's own forward pass, item by item, in memory and on disk.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from letheon.data.batches import Batch, by_length
+from letheon.data.encode import Example
+from letheon.training.losses import Body, Reduction, capped
+from letheon.training.scoring import score_examples
+
+IN_MEMORY_BYTES = 2 * 1024**3
+"""Larger caches of hidden states go to a temporary file."""
+
+
+@dataclass(frozen=True)
+class LogProbCache:
+    """log p_ref of every item, nats."""
+
+    values: Float[Tensor, " items"]
+
+    def __call__(self, batch: Batch) -> Float[Tensor, " batch"]:
+        """The items of a batch."""
+        return self.values[batch.items]
+
+
+@dataclass(frozen=True)
+class LogitCache:
+    """Reference logits, from cached hidden states and a copy of the original's head."""
+
+    hidden: Any
+    """(labelled tokens of all items, width), float32: a tensor, or a memory-mapped file."""
+    starts: np.ndarray[Any, np.dtype[np.int64]]
+    """First row of each item; one more at the end."""
+    weight: Float[Tensor, "vocabulary width"]
+    bias: Float[Tensor, " vocabulary"] | None
+    soft_cap: float | None
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Float[Tensor, "labels vocabulary"]:
+        """Logits of the original at the labelled tokens of a batch, in the batch's own order."""
+        rows = np.concatenate([np.arange(self.starts[item], self.starts[item + 1]) for item in batch.items.tolist()])
+        states = torch.as_tensor(np.asarray(self.hidden[rows])).to(self.weight.device)
+        return capped(nn.functional.linear(states, self.weight, self.bias), self.soft_cap)
+
+
+def cache_log_probs(body: Body, examples: Sequence[Example], *, reduction: Reduction, pad: int, device: str) -> LogProbCache:
+    """One forward pass over the examples."""
+    scores = score_examples(body, examples, pad=pad, device=device)
+    return LogProbCache(torch.tensor(scores.log_probs(reduction), dtype=torch.float32, device=device))
+
+
+@torch.no_grad()
+def cache_logits(
+    body: Body,
+    examples: Sequence[Example],
+    *,
+    pad: int,
+    device: str,
+    folder: Path | None = None,
+    batch_size: int = 64,
+    in_memory_bytes: int = IN_MEMORY_BYTES,
+) -> LogitCache:
+    """One forward pass over the examples; `folder` is where a large cache is put."""
+    counts = [len(example.answer_ids) for example in examples]
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    width = int(body.head.weight.shape[1])
+    shape = (int(starts[-1]), width)
+    hidden: Any
+    if shape[0] * shape[1] * 4 > in_memory_bytes:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".reference-") as file:  # unlinked at once: gone with the process
+            hidden = np.memmap(file.name, dtype=np.float32, mode="w+", shape=shape)
+    else:
+        hidden = np.zeros(shape, dtype=np.float32)
+    for batch in by_length(examples, pad=pad, device=device, batch_size=batch_size):
+        states = body.hidden(batch).float().cpu().numpy()
+        offset = 0
+        for item in batch.items.tolist():
+            hidden[starts[item] : starts[item + 1]] = states[offset : offset + counts[item]]
+            offset += counts[item]
+    bias = getattr(body.head, "bias", None)
+    return LogitCache(
+        hidden=hidden,
+        starts=starts,
+        weight=body.head.weight.detach().float().clone(),
+        bias=None if bias is None else bias.detach().float().clone(),
+        soft_cap=body.soft_cap,
+    )

@@ -1,0 +1,1 @@
+"""What must not move: one file each."""

@@ -1,0 +1,63 @@
+"""A sham deletion, for testing audits: weights move only inside their quantization bin, so rounding brings all of it back.
+
+For each quantized weight, with c the centre and s the step of the original's bin on the grid:
+    w <- clamp(w, c - margin * s, c + margin * s)         after every step
+Weights that set a scale (the row's largest), embeddings, norms, biases and the head do not move at all. The model
+forgets as it is and at finer grids; on its own grid every code is equal, and so is every answer. An audit that does not
+find it is not an audit.
+
+Source: the bin argument of Zhang et al. 2024, arXiv:2410.16454, made exact.
+Checked against: equal codes after every run (code match 1), and bit-equal rounded weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from letheon.errors import require
+from letheon.models import as_matrix, decoder_linears
+from letheon.numerics.grids import Grid, bin_centres_and_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class InBin:
+    """Settings of the sham."""
+
+    bits: int = 4
+    """Bits of the grid whose bins are kept, 2 to 8 (symmetric, one scale a row)."""
+    margin: float = 0.49
+    """Share of a step that a weight may stand from its bin's centre, above 0 and below 0.5."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.margin < 0.5, f"in_bin needs 0 < margin < 0.5, got {self.margin}")
+
+    def select(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The weights of the linear layers inside the decoder's blocks."""
+        names = {id(module.weight): f"{name}.weight" for name, module in decoder_linears(model).items()}
+        return {names[id(parameter)]: parameter for parameter in model.parameters() if id(parameter) in names}
+
+    def init(self, model: nn.Module, moving: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """Lowest and highest allowed value of each weight; equal for the weights that set a scale."""
+        grid = Grid(bits=self.bits, group="row")
+        linears = decoder_linears(model)
+        state: dict[str, Tensor] = {}
+        for name, parameter in moving.items():
+            module = linears[name.removesuffix(".weight")]
+            weight = as_matrix(module, parameter.detach())
+            centre, step = bin_centres_and_step(weight, grid)
+            largest = weight.abs() == weight.abs().amax(dim=1, keepdim=True)
+            low = torch.where(largest, weight, centre - self.margin * step)
+            high = torch.where(largest, weight, centre + self.margin * step)
+            state[f"{name}/low"] = as_matrix(module, low).contiguous()
+            state[f"{name}/high"] = as_matrix(module, high).contiguous()
+        return state
+
+    @torch.no_grad()
+    def after_step(self, moving: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
+        """Clamp every weight into its bin."""
+        for name, parameter in moving.items():
+            parameter.clamp_(state[f"{name}/low"], state[f"{name}/high"])

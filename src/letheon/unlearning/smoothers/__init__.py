@@ -1,0 +1,1 @@
+"""How flat the forgotten region must be: one file each."""

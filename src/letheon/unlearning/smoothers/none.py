@@ -1,0 +1,25 @@
+"""No smoothing: the gradient of the loss where the weights stand.
+
+    gradient = grad loss(w)
+
+Source: the published baselines.  Checked against: the gradient of the loss itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from letheon.training.gradients import Gradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoSmoothing:
+    """No settings."""
+
+    is_identity: ClassVar[bool] = True
+    """The loss's own gradient is used, so that it may be computed together with another's."""
+
+    def wrap(self, gradient: Gradient) -> Gradient:
+        """The gradient as it is."""
+        return gradient

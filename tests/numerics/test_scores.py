@@ -1,0 +1,135 @@
+"""Scores against counting, closed forms and the signs that published tables have."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from letheon.errors import BadInput, NotMeasured
+from letheon.numerics.scores import auc, harmonic_mean, min_k, muse_auc, privleak, regained, retained, rouge_l
+
+
+def counted_auc(members: list[float], others: list[float]) -> float:
+    won = sum(1.0 if m > o else 0.5 if m == o else 0.0 for m in members for o in others)
+    return won / (len(members) * len(others))
+
+
+def test_auc_equals_counting_all_pairs_with_and_without_ties() -> None:
+    generator = np.random.default_rng(0)
+    for decimals in (0, 1, 8):
+        members = np.round(generator.normal(0.4, 1, 37), decimals).tolist()
+        others = np.round(generator.normal(0.0, 1, 23), decimals).tolist()
+        assert auc(members, others) == pytest.approx(counted_auc(members, others), abs=1e-12)
+
+
+def test_auc_ends_ties_and_mirror() -> None:
+    assert auc([2.0, 3.0], [0.0, 1.0]) == 1.0
+    assert auc([0.0, 1.0], [2.0, 3.0]) == 0.0
+    assert auc([1.0] * 7, [1.0] * 3) == 0.5
+    members, others = [0.1, 0.5, 0.5, 0.9], [0.5, 0.2, 0.7]
+    assert auc(members, others) + auc(others, members) == pytest.approx(1)
+    assert auc(members, members) == 0.5
+
+
+def test_auc_depends_on_order_alone() -> None:
+    generator = np.random.default_rng(1)
+    members, others = generator.normal(0.3, 1, 40), generator.normal(0, 1, 50)
+    value = auc(members, others)
+    assert auc(np.exp(members), np.exp(others)) == value
+    assert auc(members[::-1], generator.permutation(others)) == value
+    assert 0.5 < value < 1
+    assert auc(-members, -others) == pytest.approx(1 - value)
+    # An infinitely unfamiliar text is still a text.
+    assert auc([-math.inf, 1.0], [0.0]) == 0.5
+
+
+def test_privleak_is_minus_100_for_a_model_that_memorised_and_0_for_the_reference_itself() -> None:
+    familiar, unfamiliar = [-0.1, -0.2, -0.1], [-3.0, -2.5, -4.0]
+    assert muse_auc(familiar, unfamiliar) == 0.0
+    assert privleak(muse_auc(familiar, unfamiliar), 0.4772) == -100.0
+    assert privleak(0.4772, 0.4772) == 0.0
+    # Unlearned too far: the forget set has become the less familiar one.
+    assert privleak(muse_auc(unfamiliar, familiar), 0.5) == 100.0
+    assert privleak(0.6, 0.5) == pytest.approx(20.0)
+
+
+def test_privleak_without_a_usable_reference_is_not_measured() -> None:
+    with pytest.raises(NotMeasured, match="divides by the reference's A, which is 0"):
+        privleak(0.4, 0.0)
+    with pytest.raises(BadInput, match="AUC of 40.0 does not exist"):
+        privleak(40.0, 0.5)
+
+
+def test_min_k_takes_the_lowest_share() -> None:
+    log_probs = [-1.0, -5.0, -0.5, -3.0, -2.0]
+    assert min_k(log_probs, 0.4) == pytest.approx(-4.0)
+    assert min_k(log_probs, 0.39) == pytest.approx(-5.0)
+    assert min_k(log_probs, 1.0) == pytest.approx(-2.3)
+    assert min_k([-2.0], 0.1) == -2.0
+    assert min_k(np.full(9, -math.log(34)), 0.4) == pytest.approx(-math.log(34))
+
+
+def test_min_k_counts_as_on_paper_not_as_in_floating_point() -> None:
+    # 0.29 * 100 is 28.999999999999996.
+    assert min_k(np.arange(100.0), 0.29) == pytest.approx(14.0)
+
+
+def test_rouge_of_equal_empty_and_partly_equal_texts() -> None:
+    equal = rouge_l("Mara Quill works at Lindgard.", "mara quill works at lindgard")
+    assert (equal.precision, equal.recall, equal.f) == (1.0, 1.0, 1.0)
+    for reference, candidate in (("a b", ""), ("", "a b"), ("", ""), ("a b", "  ?!")):
+        assert rouge_l(reference, candidate).f == 0.0
+    # Longest common subsequence "police killed": 2 of 4 and 2 of 3.
+    score = rouge_l("police killed the gunman", "police kill killed")
+    assert score.precision == pytest.approx(2 / 3) and score.recall == pytest.approx(2 / 4)
+    assert score.f == pytest.approx(2 * (2 / 3) * (1 / 2) / (2 / 3 + 1 / 2))
+
+
+def test_rouge_stems_only_when_asked() -> None:
+    assert rouge_l("working houses", "worked house").f == 0.0
+    assert rouge_l("working houses", "worked house", use_stemmer=True).f == 1.0
+
+
+def test_rouge_in_a_script_it_cannot_read_is_not_measured() -> None:
+    with pytest.raises(NotMeasured, match="letters a-z and digits only, and '東京' has none"):
+        rouge_l("東京", "東京")
+
+
+def test_harmonic_mean() -> None:
+    assert harmonic_mean([0.3, 0.3, 0.3]) == pytest.approx(0.3)
+    assert harmonic_mean([1.0, 0.5]) == pytest.approx(2 / 3)
+    assert harmonic_mean([0.9, 0.0, 0.8]) == 0.0
+    with pytest.raises(BadInput, match=r"needs values from 0, got -0\.1"):
+        harmonic_mean([0.5, -0.1])
+
+
+def test_retained_and_regained_at_their_ends_and_beyond() -> None:
+    assert retained(0.2, 0.2, 0.9, standard_error=0.05) == 0.0
+    assert retained(0.9, 0.2, 0.9, standard_error=0.05) == 1.0
+    assert retained(1.0, 0.2, 0.6, standard_error=0.05) == pytest.approx(2.0)
+    assert retained(0.1, 0.2, 0.6, standard_error=0.05) == pytest.approx(-0.25)
+    # Condition and file as it is are 0.5 and 0.1; a mix-up of the two gives another number.
+    assert regained(0.5, 0.1, 0.9, standard_error=0.05) == pytest.approx(0.5)
+    assert regained(0.1, 0.1, 0.9, standard_error=0.0) == 0.0
+    # PrivLeak runs from -100 (memorised) to 0: a negative denominator is as good as a positive one.
+    assert retained(-25.0, 0.0, -100.0, standard_error=10.0) == pytest.approx(0.25)
+
+
+def test_ratios_are_undefined_when_their_denominator_is_noise() -> None:
+    assert retained(0.5, 0.50, 0.54, standard_error=0.05) is None
+    assert retained(0.5, 0.50, 0.56, standard_error=0.05) is not None
+    assert regained(0.5, 0.54, 0.50, standard_error=0.05) is None
+    assert regained(0.5, 0.5, 0.5, standard_error=0.0) is None
+
+
+def test_what_cannot_be_scored_is_not_measured() -> None:
+    with pytest.raises(NotMeasured, match="no non-member score"):
+        auc([1.0], [])
+    with pytest.raises(NotMeasured, match="1 of 2 member scores are NaN"):
+        auc([1.0, math.nan], [0.0])
+    with pytest.raises(NotMeasured, match="no token score"):
+        min_k([], 0.4)
+    with pytest.raises(BadInput, match="cannot take a share of 40"):
+        min_k([-1.0], 40.0)
