@@ -14,7 +14,7 @@ author = "The letheon authors"
 copyright = "The letheon authors"
 release = letheon.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "docstrings", "methods"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "pages"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build", "_ext"]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from letheon.audits.audit import audit
-    from letheon.audits.verdict_file import verify
+    from letheon.audits.verify import verify
     from letheon.quantization.pipeline import quantize
     from letheon.recipes.recipe import run
     from letheon.training.train import train
@@ -33,7 +33,7 @@ _MODULES = {
     "quantize": "letheon.quantization.pipeline",
     "run": "letheon.recipes.recipe",
     "train": "letheon.training.train",
-    "verify": "letheon.audits.verdict_file",
+    "verify": "letheon.audits.verify",
 }
 
 

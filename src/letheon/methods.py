@@ -12,8 +12,8 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib
-import importlib.util
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -87,7 +87,7 @@ def cards() -> list[Card]:
 
 @cache
 def settings_in(path: Path, class_name: str) -> tuple[Setting, ...]:
-    """The fields of the dataclass `class_name` in a file, read without importing it; none where it holds no such class."""
+    """The fields of the dataclass `class_name` in a file, read without importing it; none if it is not there."""
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == class_name and _is_settings(node):
@@ -115,6 +115,8 @@ def build(kind: str, spec: Any, *, where: str = "") -> Any:
     """
     where = where or kind
     if dataclasses.is_dataclass(spec) and not isinstance(spec, type):
+        if (found := _kind_of(spec)) not in (None, kind):
+            raise BadInput(f"{where}: {type(spec).__name__} is a {found}, not a {kind}")
         return spec
     if isinstance(spec, str):
         spec = {"name": spec}
@@ -135,6 +137,12 @@ def name_of(method: Any) -> str:
     return module.removeprefix("letheon_path:") if module.startswith("letheon_path:") else module.rsplit(".", 1)[-1]
 
 
+def _kind_of(method: Any) -> str | None:
+    """The kind whose folder holds an instance's module; None for files of one's own."""
+    folder = type(method).__module__.rpartition(".")[0].removeprefix("letheon.").replace(".", "/")
+    return next((kind for kind, known in KINDS.items() if known == folder), None)
+
+
 def _locate(kind: str, name: str) -> Path:
     if kind not in KINDS:
         raise UnknownName(kind, KINDS, what="a kind of method")
@@ -151,26 +159,30 @@ def _locate(kind: str, name: str) -> Path:
 def _import(path: Path) -> ModuleType:
     if path.is_relative_to(_PACKAGE):
         return importlib.import_module("letheon." + ".".join(path.relative_to(_PACKAGE).with_suffix("").parts))
-    return _import_path(path)
+    return _import_source(path, path.read_text(encoding="utf-8"))
 
 
 @cache
-def _import_path(path: Path) -> ModuleType:
-    import sys
-
-    module_name = f"letheon_path:{path}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise BadInput(f"{path}: cannot be imported as Python")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses look their own module up while they are made
-    spec.loader.exec_module(module)
+def _import_source(path: Path, source: str) -> ModuleType:
+    """A file of one's own as a module. By its text: Python's own cache takes an edit within a second for the old file."""
+    module = ModuleType(f"letheon_path:{path}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses look their own module up while they are made
+    try:
+        exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
+    except BaseException:
+        del sys.modules[module.__name__]
+        raise
     return module
 
 
-@cache
 def _read_card(kind: str, path: Path) -> Card:
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    return _parse_card(kind, path, path.read_text(encoding="utf-8"))
+
+
+@cache
+def _parse_card(kind: str, path: Path, source: str) -> Card:
+    tree = ast.parse(source, filename=str(path))
     docstring = ast.get_docstring(tree) or ""
     classes = [
         node

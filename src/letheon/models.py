@@ -11,6 +11,7 @@ remote code, tied weights, a change below the bfloat16 grid.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+"""Floating-point types of a safetensors header, and torch's names for them: what weights may be stored as."""
+_BUFFERS = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
+"""Types of masks and positions, which older folders (GPT-2, Pythia) keep beside their weights."""
 QUANTIZABLE = ("llama", "qwen2", "mistral", "gemma", "gpt2", "gpt_neox")
 """Architectures (config.model_type) whose decoder linears are known, hence can be quantized."""
 SURVIVAL_WARNING = 0.9
@@ -66,13 +70,14 @@ class ModelFolder:
         """The storage dtype of most weights: "float32", "bfloat16", ..."""
         sizes: dict[str, int] = {}
         for tensor in self.tensors.values():
-            sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.size
+            if tensor.dtype in DTYPES:
+                sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.size
         return DTYPES[max(sizes, key=lambda name: sizes[name])]
 
     @property
     def parameters(self) -> int:
         """Number of stored weights (tied ones once)."""
-        return sum(tensor.size for tensor in self.tensors.values())
+        return sum(tensor.size for tensor in self.tensors.values() if tensor.dtype in DTYPES)
 
     @property
     def window(self) -> int:
@@ -91,59 +96,112 @@ def inspect_model(path: Path, *, role: str = "MODEL") -> ModelFolder:
     """
     path = Path(path)
     if not path.exists():
-        raise BadInput(f"{role} {path}: no such folder. Give a Hugging Face model folder (config.json, *.safetensors)")
+        raise BadInput(
+            f"{role} {path}: no such folder. Give a Hugging Face model folder (config.json, *.safetensors)"
+        )
     if not (path / "config.json").is_file():
         raise BadInput(f"{role} {path}: no config.json, so this is not a Hugging Face model folder")
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{role} {path / 'config.json'}: not JSON ({error}). Download the folder again") from error
-    problems: list[str] = []
+        raise BadInput(
+            f"{role} {path / 'config.json'}: not JSON ({error}). Download the folder again"
+        ) from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise BadInput(f"{role} {path / 'config.json'}: no 'model_type', so the architecture is unknown")
-    if "auto_map" in config:
-        problems.append(f"{role} {path}: needs the model's own code (auto_map in config.json). letheon never runs remote code")
-    if "quantization_config" in config:
-        problems.append(f"{role} {path}: is already quantized. Give the full-precision folder it was made from")
+    problems = _code_problems(path, config, role)
+    if config.get("quantization_config"):
+        problems.append(
+            f"{role} {path}: is already quantized. Give the full-precision folder it was made from"
+        )
     tensors: dict[str, StoredTensor] = {}
     try:
         tensors = _read_headers(path, role)
     except BadInput as error:
         problems.extend(error.problems)
     for name, tensor in tensors.items():
-        if tensor.dtype not in DTYPES:
-            problems.append(f"{role} {path}: tensor {name} is stored as {tensor.dtype}; known: {', '.join(DTYPES)}")
+        if tensor.dtype not in DTYPES and tensor.dtype not in _BUFFERS:
+            problems.append(
+                f"{role} {path}: tensor {name} is stored as {tensor.dtype}; known: {', '.join(DTYPES)}"
+            )
             break
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
-        problems.append(f"{role} {path}: no tokenizer (tokenizer.json). Copy the tokenizer files of the model beside its weights")
+        problems.append(
+            f"{role} {path}: no tokenizer (tokenizer.json). "
+            "Copy the tokenizer files of the model beside its weights"
+        )
     if problems:
         raise BadInput(problems)
     return ModelFolder(path=path, config=config, tensors=tensors)
 
 
+def _code_problems(path: Path, config: Mapping[str, Any], role: str) -> list[str]:
+    """Whether the model or its tokenizer wants code of its own to be run."""
+    settings: dict[str, Any] = {"config.json": config}
+    try:
+        settings["tokenizer_config.json"] = json.loads((path / "tokenizer_config.json").read_bytes())
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        return [f"{role} {path / 'tokenizer_config.json'}: not JSON ({error}). Download the folder again"]
+    return [
+        f"{role} {path}: needs the model's own code (auto_map in {file}). letheon never runs remote code"
+        for file, values in settings.items()
+        if isinstance(values, dict) and values.get("auto_map")
+    ]
+
+
 def _read_headers(path: Path, role: str) -> dict[str, StoredTensor]:
-    files = sorted(path.glob("*.safetensors"))
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        wanted = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        missing = [name for name in wanted if not (path / name).is_file()]
-        if missing:
-            raise BadInput(f"{role} {path}: half a download, {len(missing)} of {len(wanted)} files are missing ({missing[0]}). Download it again")
-        files = [path / name for name in wanted]
-    if not files:
-        pickles = [file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern)]
-        if pickles:
-            raise BadInput(
-                f"{role} {path}: pickled weights ({pickles[0]}) can run code when they are opened, and are refused. "
-                "Convert them with transformers' save_pretrained, which writes safetensors"
-            )
-        raise BadInput(f"{role} {path}: no *.safetensors weights")
+    weight_map = _weight_map(path, role)
+    files = [path / name for name in sorted(set(weight_map.values()))] or [path / "model.safetensors"]
     tensors: dict[str, StoredTensor] = {}
     for file in files:
         tensors.update(_read_header(file, role))
-    if not tensors:
-        raise BadInput(f"{role} {path}: its weight files hold no tensors")
+    lost = [name for name in weight_map if name not in tensors]
+    if lost:
+        raise BadInput(
+            f"{role} {path}: half a download, {len(lost)} tensors of the index are in no file ({lost[0]}). "
+            "Download it again"
+        )
+    if not any(tensor.dtype in DTYPES for tensor in tensors.values()):
+        found = f"only {next(iter(tensors.values())).dtype}" if tensors else "no tensors"
+        raise BadInput(f"{role} {path}: its weight files hold {found}, so there are no weights to train")
     return tensors
+
+
+def _weight_map(path: Path, role: str) -> dict[str, str]:
+    """Tensor -> file by the index; empty where all stand in model.safetensors, which is preferred to an index."""
+    index = path / "model.safetensors.index.json"
+    if (path / "model.safetensors").is_file():
+        return {}
+    if index.is_file():
+        try:
+            weight_map = {
+                str(key): str(value) for key, value in json.loads(index.read_bytes())["weight_map"].items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"{role} {index}: is damaged (half a download?). Download it again") from error
+        wanted = sorted(set(weight_map.values()))
+        missing = [name for name in wanted if not (path / name).is_file()]
+        if missing:
+            raise BadInput(
+                f"{role} {path}: half a download, {len(missing)} of {len(wanted)} files are missing ({missing[0]}). "
+                "Download it again"
+            )
+        return weight_map
+    others = sorted(file.name for file in path.glob("*.safetensors"))
+    if any("-of-" in name for name in others):
+        raise BadInput(
+            f"{role} {path}: half a download, {others[0]} without model.safetensors.index.json. Download it again"
+        )
+    pickles = [file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern)]
+    if pickles:
+        raise BadInput(
+            f"{role} {path}: pickled weights ({pickles[0]}) can run code when they are opened, and are refused. "
+            "Convert them with transformers' save_pretrained, which writes safetensors"
+        )
+    beside = f" (only {others[0]})" if others else ""
+    raise BadInput(f"{role} {path}: no model.safetensors{beside}. Give the folder of a whole model")
 
 
 def _read_header(file: Path, role: str) -> dict[str, StoredTensor]:
@@ -158,32 +216,68 @@ def _read_header(file: Path, role: str) -> dict[str, StoredTensor]:
             raise broken
         try:
             header = json.loads(stream.read(length))
-        except (json.JSONDecodeError, UnicodeDecodeError):
+            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+            tensors = {
+                name: StoredTensor(file.name, str(entry["dtype"]), tuple(map(int, entry["shape"])))
+                for name, entry in entries.items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise broken from None
-    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     if size != 8 + length + end:
         raise broken
-    return {name: StoredTensor(file.name, entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
+    return tensors
 
 
 def load_tokenizer(path: Path) -> Any:
-    """The tokenizer of a folder."""
+    """The tokenizer of a folder. Raises BadInput when transformers cannot open it."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+        raise BadInput(
+            f"MODEL {path}: its tokenizer cannot be opened ({reason}). "
+            "Copy the tokenizer files of the model beside its weights"
+        ) from error
 
 
 def load_model(path: Path, *, dtype: str = "float32", device: str = "cpu") -> Any:
-    """The model of a folder, in evaluation mode. `dtype` is "float32" (masters) or "stored"."""
+    """The model of a folder, in evaluation mode. `dtype` is "float32" (masters) or "stored".
+
+    Raises:
+        BadInput: what `inspect_model` refuses, an architecture that transformers does not know as a causal language
+            model, or weights that are missing or of another shape (transformers would make them up).
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     folder = inspect_model(path)
     wanted = getattr(torch, folder.dtype if dtype == "stored" else dtype)
     with _quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=wanted, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(path),
+                dtype=wanted,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, by name
+            )
+        except (ValueError, KeyError) as error:
+            raise BadInput(
+                f"MODEL {path}: transformers cannot open {folder.model_type!r} as a causal language model "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+    model, report = loaded
+    wrong = sorted(str(entry[0]) for entry in report["mismatched_keys"])
+    absent = sorted(str(name) for name in report["missing_keys"] if name not in wrong)
+    if absent or wrong:
+        raise BadInput(
+            f"MODEL {path}: {len(absent) + len(wrong)} weights are missing or of another shape than config.json "
+            f"says ({(absent + wrong)[0]}). Download it again"
         )
     return model.to(device).eval()
 
@@ -194,12 +288,12 @@ def _quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging
 
     was_enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if was_enabled:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -218,7 +312,9 @@ class Survival:
         return self.survived / self.moved if self.moved else None
 
 
-def save_model(model: Any, target: Path, *, original: ModelFolder, save_dtype: str = "original", card: str = "") -> Survival:
+def save_model(
+    model: Any, target: Path, *, original: ModelFolder, save_dtype: str = "original", card: str = ""
+) -> Survival:
     """Write a model folder next to nothing else: weights in the original's precision, tokenizer, model card.
 
     Args:
@@ -233,48 +329,83 @@ def save_model(model: Any, target: Path, *, original: ModelFolder, save_dtype: s
     import torch
 
     state = {name: tensor.detach().to("cpu") for name, tensor in model.state_dict().items()}
-    stored = {name: tensor.dtype for name, tensor in original.tensors.items()}
+    names = _names_in_files(model, state)
+    entries = {_bare(name, model): entry for name, entry in original.tensors.items()}
+    wanted = original.dtype if save_dtype == "original" else save_dtype
     ready: dict[str, Tensor] = {}
+    converted: dict[int, Tensor] = {}
     for name, tensor in state.items():
         if not tensor.is_floating_point():
             ready[name] = tensor
             continue
-        if not torch.isfinite(tensor).all():
-            raise CannotFinish(f"tensor {name} holds NaN or infinity; nothing was saved. Use a smaller learning rate")
-        wanted = DTYPES[stored.get(name, _majority(original))] if save_dtype == "original" else save_dtype
-        ready[name] = tensor.to(getattr(torch, wanted))
-    config_dtype = model.config.dtype
-    model.config.dtype = getattr(torch, original.dtype if save_dtype == "original" else save_dtype)
-    try:
-        model.save_pretrained(target, state_dict=ready, safe_serialization=True)
-    finally:
-        model.config.dtype = config_dtype
+        place = tensor.data_ptr()  # tied weights stay one tensor, which is stored once
+        if place not in converted:
+            entry = entries.get(names.get(name, _bare(name, model)))
+            keeps = save_dtype == "original" and entry is not None and entry.dtype in DTYPES
+            dtype = DTYPES[entry.dtype] if entry is not None and keeps else wanted
+            converted[place] = tensor.to(getattr(torch, dtype))
+            if not torch.isfinite(converted[place]).all():
+                raise CannotFinish(
+                    f"tensor {name} holds NaN or infinity as {dtype}; nothing was saved. Use a smaller learning rate"
+                )
+        ready[name] = converted[place]
+    with _quiet_transformers():
+        model.save_pretrained(target, state_dict=ready)
+    _write_dtype(target / "config.json", wanted)
     load_tokenizer(original.path).save_pretrained(target)
     if card:
         (target / "README.md").write_text(card, encoding="utf-8")
     return survival(model, target, original=original)
 
 
-def _majority(folder: ModelFolder) -> str:
-    return next(short for short, name in DTYPES.items() if name == folder.dtype)
+def _write_dtype(path: Path, dtype: str) -> None:
+    """transformers writes the dtype in memory (float32 masters) into config.json; readers want the file's."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for name in {"dtype", "torch_dtype"} & set(config):
+        config[name] = dtype
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _as_in_files(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a model under the bare names of its files; transformers renames some on loading."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return {_bare(name, model): tensor for name, tensor in revert_weight_conversion(model, dict(state)).items()}
+
+
+def _bare(name: str, model: Any) -> str:
+    """A tensor's name without the model's prefix, which some published files leave out (GPT-2)."""
+    return name.removeprefix(f"{model.base_model_prefix}.")
+
+
+def _names_in_files(model: Any, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Name in memory -> bare name in the file, for every tensor that is stored as it stands."""
+    places = {tensor.data_ptr(): name for name, tensor in _as_in_files(model, state).items()}
+    return {name: places[tensor.data_ptr()] for name, tensor in state.items() if tensor.data_ptr() in places}
 
 
 def survival(model: Any, saved: Path, *, original: ModelFolder) -> Survival:
     """Compare memory, saved file and original file, tensor by tensor."""
     import torch
 
-    state = model.state_dict()
+    state = _as_in_files(model, {name: tensor.detach() for name, tensor in model.state_dict().items()})
     saved_folder = inspect_model(saved, role="saved folder")
+    in_saved = {_bare(name, model): name for name in saved_folder.tensors}
     moved = survived = total = 0
-    for name, before in read_tensors(original):
-        if name not in saved_folder.tensors or not before.is_floating_point():
+    for stored_name, before in read_tensors(original):
+        name = _bare(stored_name, model)
+        if name not in in_saved or name not in state or not before.is_floating_point():
             continue
-        after = read_tensor(saved_folder, name)
-        has_moved = state[name].detach().cpu().to(torch.float32) != before.to(torch.float32)
+        after = read_tensor(saved_folder, in_saved[name])
+        has_moved = state[name].cpu().to(torch.float32) != before.to(torch.float32)
         stays_moved = after.to(torch.float32) != before.to(torch.float32)
         moved += int(has_moved.sum())
         survived += int((has_moved & stays_moved).sum())
         total += before.numel()
+    if not total:
+        raise CannotFinish(
+            f"{saved}: shares no tensor with {original.path}, so what was saved cannot be checked"
+        )
     return Survival(moved, survived, total)
 
 
@@ -311,13 +442,15 @@ def decoder_linears(model: nn.Module) -> dict[str, nn.Module]:
     from transformers.pytorch_utils import Conv1D
 
     outside = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}  # type: ignore[operator]
-    found = {
+    found: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and id(module) not in outside
     }
     if not found:
-        raise BadInput(f"{type(model).__name__} has no linear layers inside its blocks that could be quantized")
+        raise BadInput(
+            f"{type(model).__name__} has no linear layers inside its blocks that could be quantized"
+        )
     return found
 
 
@@ -334,6 +467,8 @@ def pick_device(device: str = "auto") -> str:
 
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise BadInput(f"device {device!r} is not one of auto, cpu, cuda, cuda:0, cuda:1, ...")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise BadInput(f"device {device!r}: this machine has no CUDA device. Use --device cpu")
     return device

@@ -9,6 +9,7 @@ Source: this project.  Checked against: round trips and one refused example for 
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -105,9 +106,9 @@ def _coerce(value: Any, hint: Any) -> Any:
         items = [_coerce(item, args[0]) for item in value]
         return items if origin is list else tuple(items)
     if origin is not None:
-        if isinstance(value, Mapping):
-            return dict(value)
-        raise TypeError
+        if not isinstance(value, Mapping):
+            raise TypeError
+        return {_coerce(key, args[0]): _coerce(item, args[1]) for key, item in value.items()}
     return _coerce_simple(value, hint)
 
 
@@ -136,8 +137,10 @@ def _coerce_simple(value: Any, hint: Any) -> Any:
             raise TypeError
         try:
             number = hint(value)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise TypeError from error
+        if not math.isfinite(number):  # passes every rule that is not written for it, and JSON cannot hold it
+            raise TypeError
         if hint is int and isinstance(value, float) and value != number:
             raise TypeError
         return number
@@ -159,5 +162,17 @@ def _words(hint: Any) -> str:
         return " or ".join(_words(option) for option in args)
     if hint is type(None):
         return "null"
+    if origin in (list, tuple):
+        return f"a list of {_many(args[0])}"
+    if origin is not None:
+        return f"a mapping of {_words(args[0])} to {_words(args[1])}"
+    if dataclasses.is_dataclass(hint):
+        return "a mapping of settings"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _many(hint: Any) -> str:
+    """The plural of `_words`."""
+    names = {int: "whole numbers", float: "numbers", str: "texts", Path: "paths"}
+    return names.get(hint, _words(hint))

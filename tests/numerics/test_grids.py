@@ -36,8 +36,8 @@ def weights(rows: int = 12, columns: int = 32, *, seed: int = 0, scale: float = 
 def slow_uniform(
     values: list[float], scheme: str, bits: int, shrink: float = 1.0
 ) -> tuple[list[int], float, list[float]]:
-    """One group by the book, weight by weight: codes, step, values. Written apart from the package on purpose."""
-    # Single float32 numbers: in sym_centred the largest weight lies midway between two codes, and precision decides.
+    """One group by the book, weight by weight: codes, step, values. Written apart from the package."""
+    # In float32: sym_centred's largest weight lies midway between two codes, and precision decides.
     exact = [np.float32(value) for value in values]
     low_value, high_value = min(*exact, np.float32(0)), max(*exact, np.float32(0))
     biggest = max(-low_value, high_value)
@@ -100,6 +100,13 @@ def test_clip_search_keeps_the_first_best_of_eighty_ranges(scheme: str, bits: in
     assert len(set(shrinks)) > 3  # the search really chooses
     torch.testing.assert_close(result.scale.flatten(), whole.scale.flatten() * torch.tensor(shrinks))
     assert torch.equal(result.zero, whole.zero)
+
+
+def test_clip_search_keeps_the_widest_of_equally_good_ranges() -> None:
+    zeros = torch.zeros(2, 8)
+    for scheme in SCHEMES:
+        searched = quantize(zeros, Grid(scheme=scheme, clip="mse"))  # type: ignore[arg-type]
+        assert torch.equal(searched.scale, quantize(zeros, Grid(scheme=scheme)).scale)  # type: ignore[arg-type]
 
 
 def test_clip_search_in_pieces_equals_the_search_of_each_row_alone() -> None:
@@ -239,8 +246,12 @@ def test_sixteen_bits_leave_the_weights_as_they_are() -> None:
     weight = weights().bfloat16()
     rounded = fake_quantize(weight, Grid(bits=16))
     assert torch.equal(rounded, weight) and rounded.dtype == torch.bfloat16
-    rounded.zero_()
-    assert float(weight.abs().sum()) > 0  # a copy, so that writing into it cannot reach the model
+    # Copies, so that neither side can be reached through the other.
+    result = quantize(weight, Grid(bits=16))
+    dequantize(result).zero_()
+    assert torch.equal(result.codes, weight)
+    result.codes.zero_()
+    assert float(weight.abs().sum()) > 0
     assert code_match(weight, weight, Grid(bits=16)) == 1.0
     assert shift_in_steps(weight, weight, Grid(bits=16)) is None
 
@@ -263,7 +274,7 @@ def test_no_gradient_flows_and_a_transposed_weight_is_read_right() -> None:
     )
 
 
-# Codebooks. The table is rebuilt from the bits (sign, exponent, fraction; bias 3) and, for NF4, written out again.
+# Codebooks. FP4 is rebuilt from its bits (sign, exponent, fraction; bias 3), NF4 is written out again.
 
 
 def fp4_of_bits(code: int) -> float:
@@ -304,8 +315,10 @@ def test_codebook_takes_the_nearest_of_sixteen_values(name: str, block: int) -> 
 
 def test_fp4_thresholds_and_dead_zone_are_the_kernels() -> None:
     just = 1e-5
-    pivots = {0.00260417: (0, 1), 0.0859375: (1, 6), 0.20833333: (6, 7), 0.29166667: (7, 4), 0.4166667: (4, 5),
-              0.583333: (5, 2), 0.8333333: (2, 3)}  # fmt: skip
+    pivots = {
+        0.00260417: (0, 1), 0.0859375: (1, 6), 0.20833333: (6, 7), 0.29166667: (7, 4),
+        0.4166667: (4, 5), 0.583333: (5, 2), 0.8333333: (2, 3),
+    }  # fmt: skip
     for pivot, (below, above) in pivots.items():
         weight = torch.tensor([[1.0, pivot - just, pivot + just, -pivot + just, -pivot - just]])
         minus_below = below + 8 if below else 0
@@ -389,7 +402,7 @@ def test_codebooks_have_no_step() -> None:
 
 
 def unchecked(cls: type[Grid] | type[CodebookGrid], **settings: object) -> None:
-    """Make a grid as a user without run-time type checks makes it: tests would stop at the type of a Literal."""
+    """Make a grid as a user without run-time type checks makes it: tests would stop at a Literal."""
     grid = object.__new__(cls)
     for field in dataclasses.fields(cls):
         object.__setattr__(grid, field.name, settings.get(field.name, field.default))
@@ -413,7 +426,7 @@ def test_settings_that_do_not_exist_are_refused(settings: dict[str, object], mes
 
 
 def test_codebooks_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(BadInput, match="codebook 'int4' is not known. Use 'fp4' or 'nf4'"):
+    with pytest.raises(BadInput, match=r"codebook 'int4' is not known. Use 'fp4' or 'nf4'"):
         unchecked(CodebookGrid, name="int4", block=64)
     with pytest.raises(BadInput, match="block of 0 weights"):
         CodebookGrid("nf4", 0)

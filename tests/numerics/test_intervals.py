@@ -165,7 +165,7 @@ def test_bounds_are_wrong_about_as_often_as_they_say_and_item_resampling_much_mo
 
 
 def test_upper_bound_of_a_low_clustered_rate_holds() -> None:
-    # Rate 0.1, 24 units, level 0.05 / 13: the plain percentile bound is wrong here in 5 %, 14 times what it says.
+    # Rate 0.1, 24 units, level 0.05 / 13: the plain percentile is wrong here in 5 %, 14 times what it says.
     generator = np.random.default_rng(8)
     units = np.repeat(np.arange(24), 8)
     missed = 0
@@ -240,6 +240,12 @@ def test_log_probabilities_of_0_do_not_bring_in_exact_bounds() -> None:
     )
     own = bounds_of_mean(-values, units, level=LEVEL, seed=0)
     assert (lower, upper) == pytest.approx(own)
+    # By chance inside [0, 1]: only the caller knows that it is no rate.
+    zeros, small = np.zeros(20), np.abs(values) / 10
+    inside = bounds_of_mean_difference(
+        zeros, units, small, units, paired=True, level=LEVEL, seed=0, is_rate=False
+    )
+    assert inside == pytest.approx(bounds_of_mean(-small, units, level=LEVEL, seed=0))
 
 
 # AUC.

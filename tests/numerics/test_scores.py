@@ -58,7 +58,7 @@ def test_privleak_is_minus_100_for_a_model_that_memorised_and_0_for_the_referenc
 def test_privleak_without_a_usable_reference_is_not_measured() -> None:
     with pytest.raises(NotMeasured, match="divides by the reference's A, which is 0"):
         privleak(0.4, 0.0)
-    with pytest.raises(BadInput, match="AUC of 40.0 does not exist"):
+    with pytest.raises(BadInput, match=r"AUC of 40\.0 does not exist"):
         privleak(40.0, 0.5)
 
 

@@ -153,8 +153,9 @@ def difference_bounds(
             paired=is_paired, level=level, seed=seed, resamples=resamples,
         )  # fmt: skip
     return bounds_of_mean_difference(
-        subject.values, _codes(subject), control.values, _codes(control), paired=is_paired, level=level, seed=seed, resamples=resamples
-    )
+        subject.values, _codes(subject), control.values, _codes(control), paired=is_paired, level=level, seed=seed, resamples=resamples,
+        is_rate=column.aggregate == "mean",
+    )  # fmt: skip
 
 
 def judge(cell: Mapping[str, Any]) -> str:

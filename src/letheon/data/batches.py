@@ -138,8 +138,8 @@ class EpochOrder:
         order = random.permutation(len(self.lengths))
         batches: list[list[int]] = []
         for start in range(0, len(order), self.batch_size * self.pool):
-            part = order[start : start + self.batch_size * self.pool]
-            part = sorted(part.tolist(), key=lambda item: self.lengths[item])
+            pool: list[int] = order[start : start + self.batch_size * self.pool].tolist()
+            part = sorted(pool, key=lambda item: self.lengths[item])
             batches += [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
         shuffled = [batches[i] for i in random.permutation(len(batches))]
         object.__setattr__(self, "_last", (epoch, shuffled))
@@ -159,15 +159,3 @@ class RandomOrder:
         random = np.random.default_rng([self.seed, step])
         size = self.batch_size
         return [int(item) for item in random.choice(self.count, size=size, replace=size > self.count)]
-
-
-@dataclass(frozen=True)
-class CycleOrder:
-    """Item i of the one set goes with item i modulo the size of the other: the pairing of the MUSE code."""
-
-    count: int
-    batch_size: int
-
-    def items(self, step: int) -> list[int]:
-        """The items of a step."""
-        return [(step * self.batch_size + offset) % self.count for offset in range(self.batch_size)]

@@ -1,6 +1,7 @@
 """Turn records into tokens and labels: loss on the answer alone, or on a whole running text.
 
-Prompt and answer are encoded apart and joined, so that no token spans the border between them.
+No token spans the border between prompt and answer: where the tokens of the whole begin with those of the prompt, the
+rest is the answer; where they would merge, the two are encoded apart.
     question, base model:      [bos] prompt  " answer" eos          labelled: answer and eos
     question, chat model:      chat template of the prompt, answer, end of turn    labelled: answer and end of turn
     text:                      bos or eos, text, eos                labelled: all but the first token
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from letheon.data.records import Record
+from letheon.data.records import MAX_SHOWN, Record
 from letheon.errors import BadInput
 
 
@@ -65,6 +66,9 @@ class Encoder:
         self.eos: int = tokenizer.eos_token_id
         self.pad: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos
         self.bos: int | None = tokenizer.bos_token_id
+        self._last_prompt: tuple[str, list[int]] = ("", [])
+        self._special = {*tokenizer.all_special_ids, self.eos}
+        self._special |= {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
 
     def encode(self, record: Record) -> Example:
         """Tokens and labels of one record."""
@@ -72,13 +76,27 @@ class Encoder:
             return self._text(record.text)
         return self.question(record.prompt, record.answer)
 
-    def encode_all(self, records: Iterable[Record]) -> list[Example]:
-        """`encode` for many records, in order."""
-        return [self.encode(record) for record in records]
+    def encode_all(self, records: Iterable[Record], *, role: str = "") -> list[Example]:
+        """`encode` for many records, in order. Raises BadInput with the faults of all of them, by line."""
+        examples: list[Example] = []
+        problems: list[str] = []
+        for record in records:
+            try:
+                examples.append(self.encode(record))
+            except BadInput as error:
+                place = f"{role} set, line {record.line}" if role else f"line {record.line}"
+                problems += [f"{place}: {problem}" for problem in error.problems]
+        if problems:
+            problems = list(dict.fromkeys(problems))  # a repeated text has its fault once
+            hidden = len(problems) - MAX_SHOWN
+            raise BadInput(problems[:MAX_SHOWN] + ([f"and {hidden} more"] if hidden > 0 else []))
+        return examples
 
     def question(self, prompt: str, answer: str) -> Example:
         """A prompt and an answer. A prompt too long for the window loses its beginning, never the question's end."""
         before = self.prompt_ids(prompt)
+        if not before:
+            raise BadInput(f"prompt {prompt[:40]!r} has no tokens. Give a prompt that the tokenizer knows")
         after = self._chat_answer(prompt, answer) if self.uses_chat else self._plain_answer(prompt, answer)
         if len(after) >= self.max_length:
             raise BadInput(
@@ -86,7 +104,8 @@ class Encoder:
                 "Shorten the answer, or give it as 'text'"
             )
         cut = max(0, len(before) + len(after) - self.max_length)
-        before = before[cut:]
+        start = before[:1] if cut and before[0] == self.bos and len(before) > cut + 1 else []
+        before = start + before[cut + len(start) :]
         return Example(tuple(before + after), len(before), cut)
 
     def prompt_ids(self, prompt: str) -> list[int]:
@@ -97,12 +116,15 @@ class Encoder:
             )
             return list(ids)
         start = [self.bos] if self.bos is not None else []
-        return start + self._tokens(self.template.format(prompt=prompt))
+        return start + self._tokens_of_prompt(self._shown(prompt))
+
+    def _shown(self, prompt: str) -> str:
+        return self.template.replace("{prompt}", prompt)  # not format: a template may hold other braces
 
     def _plain_answer(self, prompt: str, answer: str) -> list[int]:
-        shown = self.template.format(prompt=prompt)
+        shown = self._shown(prompt)
         space = "" if shown[-1:].isspace() or answer[:1].isspace() else " "
-        ids = self._tokens(space + answer)
+        ids = self._behind(shown, space + answer)
         if not ids:
             raise BadInput(f"answer {answer!r} has no tokens. Give an answer that the tokenizer knows")
         return [*ids, self.eos]
@@ -118,8 +140,9 @@ class Encoder:
                 "the chat template's conversation does not begin with its own prompt, so the answer cannot be told apart. "
                 "Use --template plain or a template with {prompt}"
             )
-        ids = self._tokens(whole[len(shown) :].rstrip("\n"))
-        return ids if self.eos in ids else [*ids, self.eos]
+        ids = self._behind(shown, whole[len(shown) :].rstrip("\n"))
+        # The template's own end of turn may be another token than eos (Gemma), and is what the model stops at.
+        return ids if ids and ids[-1] in self._special else [*ids, self.eos]
 
     def _text(self, text: str) -> Example:
         first = self.bos if self.bos is not None else self.eos
@@ -128,6 +151,17 @@ class Encoder:
             raise BadInput(f"text {text[:40]!r} has no tokens")
         cut = max(0, len(ids) - self.max_length)
         return Example(tuple(ids[: len(ids) - cut]), 1, cut)
+
+    def _behind(self, shown: str, rest: str) -> list[int]:
+        """The tokens of `rest` as they follow `shown`. Some tokenizers put a space before all that is encoded alone."""
+        before, whole = self._tokens_of_prompt(shown), self._tokens(shown + rest)
+        return whole[len(before) :] if whole[: len(before)] == before else self._tokens(rest)
+
+    def _tokens_of_prompt(self, shown: str) -> list[int]:
+        """`_tokens`, remembered for the next question of the answer that follows it."""
+        if self._last_prompt[0] != shown:
+            self._last_prompt = (shown, self._tokens(shown))
+        return self._last_prompt[1]
 
     def _tokens(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from letheon.errors import BadInput, nearest
+from letheon.errors import BadInput, UnknownName, nearest
 
 TEXT_FIELDS = ("prompt", "answer", "text", "unit", "fact")
 LIST_FIELDS = ("paraphrase", "wrong", "choices", "aliases")
@@ -86,8 +86,11 @@ def read_records(path: Path, *, role: str, columns: Mapping[str, str] | None = N
         BadInput: with every fault of the file (the first 20 listed), each naming file, line and field.
     """
     path = Path(path)
+    columns = columns or {}
+    for ours, theirs in columns.items():
+        if ours not in FIELDS:
+            raise UnknownName(ours, FIELDS, what="a field", remedy=f"--columns {ours}={theirs}")
     raw = _read_bytes(path, role)
-    renamed = {theirs: ours for ours, theirs in (columns or {}).items()}
     problems: list[str] = []
     records: list[Record] = []
     has_unit = False
@@ -97,8 +100,8 @@ def read_records(path: Path, *, role: str, columns: Mapping[str, str] | None = N
         place = f"{role} set {path}, line {number}"
         try:
             fields = _parse(line, place)
-            fields = {renamed.get(key, key): value for key, value in fields.items()}
-            has_unit = has_unit or "unit" in fields
+            fields = _renamed(fields, columns)
+            has_unit = has_unit or fields.get("unit") is not None
             records.append(_record(fields, number, place))
         except BadInput as error:
             problems.extend(error.problems)
@@ -121,6 +124,13 @@ def _read_bytes(path: Path, role: str) -> bytes:
         raise BadInput(f"{role} set {path}: cannot be read ({error.strerror})") from error
 
 
+def _renamed(fields: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The fields under our names. A mapped column wins over one that has our name by chance."""
+    given = {ours: fields[theirs] for ours, theirs in columns.items() if theirs in fields}
+    used = {columns[ours] for ours in given}
+    return {**{key: value for key, value in fields.items() if key not in used}, **given}
+
+
 def _parse(line: bytes, place: str) -> dict[str, Any]:
     try:
         text = line.decode("utf-8")
@@ -129,7 +139,10 @@ def _parse(line: bytes, place: str) -> dict[str, Any]:
     try:
         value = json.loads(text.removeprefix("\ufeff"))
     except json.JSONDecodeError as error:
-        raise BadInput(f"{place}: not JSON ({error.msg}, column {error.colno}). Each line is one JSON object") from error
+        reason = f"{error.msg}, column {error.colno}"
+        raise BadInput(f"{place}: not JSON ({reason}). Each line is one JSON object") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise BadInput(f"{place}: not JSON that can be read ({error}). Each line is one JSON object") from error
     if not isinstance(value, dict):
         raise BadInput(f"{place}: holds {type(value).__name__}, not an object. Each line is one JSON object")
     return value
@@ -146,6 +159,8 @@ def _record(fields: Mapping[str, Any], number: int, place: str) -> Record:
             problems.append(f"{place}: field {name!r} is {type(value).__name__}, not text")
         elif not value.strip():
             problems.append(f"{place}: field {name!r} is empty")
+        elif not _is_unicode(value):
+            problems.append(f"{place}: field {name!r} holds half a character (a lone surrogate such as \\ud83d)")
         else:
             ready[name] = value
     for name in LIST_FIELDS:
@@ -153,12 +168,12 @@ def _record(fields: Mapping[str, Any], number: int, place: str) -> Record:
         if value is None:
             continue
         items = [value] if isinstance(value, str) else value
-        if not isinstance(items, list) or not all(isinstance(item, str) and item.strip() for item in items):
+        is_list = isinstance(items, list) and all(isinstance(item, str) and item.strip() for item in items)
+        if not is_list or not all(map(_is_unicode, items)):
             problems.append(f"{place}: field {name!r} must be a list of non-empty texts")
         else:
             ready[name] = tuple(items)
-    if not problems:
-        problems = _missing(fields, ready, place)
+    problems += _missing(fields, place)
     if problems:
         raise BadInput(problems)
     unit = ready.pop("unit", f"line {number}")
@@ -166,13 +181,23 @@ def _record(fields: Mapping[str, Any], number: int, place: str) -> Record:
     return Record(line=number, unit=unit, fact=fact, **ready)
 
 
-def _missing(fields: Mapping[str, Any], ready: Mapping[str, Any], place: str) -> list[str]:
-    if "text" in ready:
-        clash = [name for name in ("prompt", "answer") if name in ready]
+def _is_unicode(text: str) -> bool:
+    """JSON can spell half a character, which no tokenizer takes and no file can hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _missing(fields: Mapping[str, Any], place: str) -> list[str]:
+    present = {name for name in TEXT_FIELDS if fields.get(name) is not None}
+    if "text" in present:
+        clash = [name for name in ("prompt", "answer") if name in present]
         return [f"{place}: has 'text' and {clash[0]!r}. A record is a text, or a prompt with its answer"] if clash else []
     problems = []
     for name in ("prompt", "answer"):
-        if name not in ready:
+        if name not in present:
             other = "".join(nearest(name, [key for key in fields if key not in FIELDS]))
             problems.append(
                 f"{place}: no {name!r} field.{other} Each line needs 'prompt' and 'answer', or 'text'; "

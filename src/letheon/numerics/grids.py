@@ -4,13 +4,14 @@ A weight matrix W is (out, in). Weights that share a scale form a group: a row, 
 of a row, or the whole tensor. With step s, zero point z and codes c in [lo, hi]:
     c = clamp(round(w / s) + z, lo, hi)        Q(w) = s * (c - z)        round: half to even, all in float32
 Four conventions are in use and files of one are misread by another, so they are named. b bits, M = max|w|:
-    sym           s = M / (2^(b-1) - 1)       z = 0           codes -2^(b-1) .. 2^(b-1)-1  (QuaRot, GPTAQ, ResComp)
-    sym_clipped   s = M / 2^(b-1)             z = 0           as sym; a weight at +M is cut by one step (SURE)
-    sym_centred   s = 2M / (2^b - 1)          z = 2^(b-1)     codes 0 .. 2^b-1; +M is cut by half a step (GPTQ)
-    asym          s = (max - min) / (2^b - 1) z = round(-min/s)  codes 0 .. 2^b-1; the range always holds 0
-In sym_centred the weights at +-M lie midway between two codes, so that the last bit of M / s decides about
-them. M and the range are floored at 1e-5; a group of zeros takes -1 .. 1 in asym and sym_centred, as in the
-reference code. clip="mse" tries the steps p*s for p = 1, 0.99, ..., 0.21 and keeps, for each group, the
+    sym          s = M / (2^(b-1) - 1)        z = 0              codes -2^(b-1) .. 2^(b-1)-1 (QuaRot, GPTAQ)
+    sym_clipped  s = M / 2^(b-1)              z = 0              as sym; +M is cut by a whole step (SURE)
+    sym_centred  s = 2M / (2^b - 1)           z = 2^(b-1)        codes 0 .. 2^b-1; +M cut by half one (GPTQ)
+    asym         s = (max - min) / (2^b - 1)  z = round(-min/s)  codes 0 .. 2^b-1; the range always holds 0
+In sym_centred a weight at +M or -M lies midway between two codes: the last bit of M / s decides about it.
+M and the range are floored at 1e-5; a group of zeros takes -1 .. 1 in asym and sym_centred, as in the
+reference code.
+clip="mse" tries the steps p*s for p = 1, 0.99, ..., 0.21 and keeps, for each group, the
 first with the smallest sum |w - Q(w)|^2.4. (z stays: -min/s does not change when both shrink alike.)
 
 FP4 and NF4 are tables of 16 values times the absmax of a block; the nearest value is taken, a tie goes to the
@@ -35,24 +36,22 @@ from torch import Tensor
 from letheon.errors import BadInput, require
 
 _FLOOR = 1e-5
-"""Smallest absmax or range of a group. Below it a step could underflow in 16-bit scales."""
+"""Smallest absmax or range of a group, as in the reference code."""
 
 _CLIP_POWER, _CLIP_TRIALS = 2.4, 80
-"""Clip search: error norm, and number of ranges tried in steps of 1 % (GPTQ: norm 2.4, grid 100, maxshrink
-0.8)."""
+"""Clip search: error norm, and ranges tried in steps of 1 % (GPTQ: norm 2.4, grid 100, maxshrink 0.8)."""
 _CLIP_CHUNK = 2**16
 """Weights searched at once."""
 
 _NF4 = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634,
-    0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
 _FP4 = tuple(sign * level / 12 for sign in (1, -1) for level in (0, 0.0625, 8, 12, 4, 6, 2, 3))
 _TABLES = {"fp4": _FP4, "nf4": _NF4}
-"""Code -> value for an absmax of 1. FP4 is sign, two exponent bits, one fraction bit; its code 8 (minus
-zero) is not used."""
+"""Code -> value for an absmax of 1. FP4: sign, two exponent bits, one fraction bit; 8 (minus zero) unused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +61,11 @@ class Grid:
     bits: int = 4
     """2 to 8; 16 means off (weights pass unchanged)."""
     scheme: Literal["sym", "sym_clipped", "sym_centred", "asym"] = "sym"
-    """Which convention gives the step and the codes. Name it in a report: at 4 bits the steps differ by up
-    to 14 %."""
+    """Which convention gives step and codes. Name it in a report: 4-bit symmetric steps differ by 14 %."""
     group: int | Literal["row", "tensor"] = "row"
-    """Weights that share a scale: a whole row, the whole tensor, or this many neighbouring inputs of a
-    row."""
+    """Weights that share a scale: a row, the whole tensor, or this many neighbouring inputs of a row."""
     clip: Literal["absmax", "mse"] = "absmax"
-    """absmax covers the largest weight; mse searches for the range with the smallest error, about 80 times
-    the work."""
+    """absmax covers the largest weight; mse searches the smallest error, in about 30 times the time."""
 
     def __post_init__(self) -> None:
         require(
@@ -84,7 +80,7 @@ class Grid:
         is_size = isinstance(self.group, int) and not isinstance(self.group, bool) and self.group >= 1
         require(
             is_size or self.group in ("row", "tensor"),
-            f"grid group {self.group!r} is not usable. Use 'row', 'tensor', or a number of inputs from 1, such as 128",
+            f"grid group {self.group!r} is not usable. Use 'row', 'tensor', or a number such as 128",
         )
         require(
             self.clip in ("absmax", "mse"), f"grid clip {self.clip!r} is not known. Use 'absmax' or 'mse'"
@@ -101,16 +97,12 @@ class Grid:
 
 @dataclass(frozen=True)
 class CodebookGrid:
-    """bitsandbytes' 4-bit types, simulated: 16 uneven values times the absmax (float32, not compressed) of a
-    block.
-    """
+    """bitsandbytes' 4-bit types, simulated: 16 uneven values times a block's absmax (a float32)."""
 
     name: Literal["fp4", "nf4"]
-    """fp4 is what `load_in_4bit` takes by default; nf4 is QLoRA's. FP4 sends all below 0.086 absmax to 0 or
-    0.0052 absmax."""
+    """fp4: default of `load_in_4bit`, with all below 0.086 absmax at 0 or +-0.0052 absmax; nf4: QLoRA's."""
     block: int = 64
-    """Weights that share an absmax, counted along the flattened matrix (so a block may run over the end of a
-    row)."""
+    """Weights that share an absmax, along the flattened matrix: a block may run over the end of a row."""
 
     def __post_init__(self) -> None:
         require(self.name in _TABLES, f"codebook {self.name!r} is not known. Use 'fp4' or 'nf4'")
@@ -125,11 +117,9 @@ class Quantized:
     """A rounded weight matrix: all that a packer or `dequantize` needs."""
 
     codes: Tensor
-    """(out, in) int16, within `grid.code_range` (a codebook: 0..15). For a grid of 16 bits: the weight
-    itself."""
+    """(out, in) int16, within `grid.code_range` (a codebook: 0..15). With 16 bits: the weight itself."""
     scale: Float[Tensor, "rows groups"]
-    """float32, >= 0: (out, 1) by row, (out, in / group) by group, (1, 1) by tensor, (blocks, 1) for a
-    codebook."""
+    """float32: (out, 1) by row, (out, in / group) by group, (1, 1) by tensor, (blocks, 1) for a codebook."""
     zero: Int[Tensor, "rows groups"]
     """int16, the code that stands for 0.0; shaped like `scale`. All 0 where the scheme has no zero point."""
     grid: Grid | CodebookGrid
@@ -145,8 +135,7 @@ def quantize(weight: Float[Tensor, "rows columns"], grid: Grid | CodebookGrid) -
         weight: (out, in), any floating dtype; the arithmetic is float32. No gradient flows.
         grid: a uniform grid or a codebook.
     Raises:
-        BadInput: a group that does not divide the inputs, a value that is NaN or infinite, not a matrix, or
-        empty.
+        BadInput: a group that does not divide the inputs, a NaN or infinite value, no matrix, an empty one.
 
     >>> quantize(torch.tensor([[0.7, -0.3, 0.06]]), Grid(bits=4)).codes
     tensor([[ 7, -3,  1]], dtype=torch.int16)
@@ -172,9 +161,7 @@ def quantize(weight: Float[Tensor, "rows columns"], grid: Grid | CodebookGrid) -
 
 
 def dequantize(quantized: Quantized) -> Float[Tensor, "rows columns"]:
-    """The weights that the codes stand for, in the dtype of the weight that was rounded (computed in
-    float32).
-    """
+    """The weights that the codes stand for, computed in float32, in the dtype of the weight before."""
     return _values(quantized).to(quantized.dtype)
 
 
@@ -193,9 +180,10 @@ def bin_centres_and_step(
 ) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, "rows columns"]]:
     """The value every weight is rounded to, and the width of its bin: both float32 and shaped like `weight`.
 
-    A weight that stays within centre +- step/2 keeps its code as long as the scale of its group stays, that
-    is while its smallest and largest weights do not move. At the cut edge of a range a weight may already
-    lie outside.
+    A weight that stays within centre +- step/2 keeps its code as long as the scale of its group stays: while
+    its smallest and largest weights do not move and no other outgrows them. (The outermost bins reach half a
+    step beyond the largest weight, so clamp to the group's range too.) At the cut edge of a range a weight
+    may already lie outside its bin.
 
     Raises:
         BadInput: what `quantize` raises, or a grid without one step (16 bits, a codebook).
@@ -223,9 +211,7 @@ def code_match(
 def shift_in_steps(
     before: Float[Tensor, "rows columns"], after: Float[Tensor, "rows columns"], grid: Grid | CodebookGrid
 ) -> float | None:
-    """Mean of |after - before| / step of `before`'s grid; None where there is no one step (codebooks, 16
-    bits).
-    """
+    """Mean of |after - before| / step of `before`'s grid; None without one step (codebooks, 16 bits)."""
     _check_same_shape(before, after)
     step = _steps(quantize(before, grid))
     if step is None:
@@ -266,8 +252,8 @@ def _grouped(weight: Tensor, grid: Grid) -> Tensor:
     size = columns if grid.group == "row" else int(grid.group)
     if columns % size:
         raise BadInput(
-            f"a group of {size} does not divide the {columns} inputs of a weight of shape ({rows}, {columns}). "
-            f"Use a divisor of {columns}, or group 'row'"
+            f"a group of {size} does not divide the {columns} inputs of a weight of shape "
+            f"({rows}, {columns}). Use a divisor of {columns}, or group 'row'"
         )
     return weight.reshape(rows, columns // size, size)
 
@@ -294,9 +280,8 @@ def _scale_and_zero(grouped: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
 
 
 def _search_clip(grouped: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
-    """The step p * scale with the smallest error of each group; the first of equals, so the widest range."""
-    # A few rows at a time, so that the buffers of the 80 trials stay in the cache (4 times faster on a large
-    # matrix).
+    """The step p * scale with the smallest error of each group; of equals the first, the widest range."""
+    # A few rows at a time: the buffers of the 80 trials stay in the cache.
     at_once = max(1, _CLIP_CHUNK // (grouped.shape[1] * grouped.shape[2]))
     grouped_pieces, scales, zeros = (torch.split(values, at_once) for values in (grouped, scale, zero))
     pieces = zip(grouped_pieces, scales, zeros, strict=True)
@@ -311,8 +296,7 @@ def _search_clip_piece(grouped: Tensor, scale: Tensor, zero: Tensor, grid: Grid)
         candidate = scale * (1 - trial / 100)
         error = (grouped / candidate).round_().add_(zero).clamp_(low, high).sub_(zero)
         error.mul_(candidate).sub_(grouped).abs_()
-        # |e|^2.4 as 2^(2.4 log2 |e|), a third of the time of pow; an error of 0 goes through -inf and comes
-        # back as 0.
+        # |e|^2.4 as 2^(2.4 log2 |e|), in a third of the time of pow; an error of 0 passes -inf and stays 0.
         total = error.log2_().mul_(_CLIP_POWER).exp2_().sum(dim=-1, keepdim=True)
         is_better = total < best_error
         best_error = torch.where(is_better, total, best_error)
@@ -323,8 +307,8 @@ def _search_clip_piece(grouped: Tensor, scale: Tensor, zero: Tensor, grid: Grid)
 def _quantize_codebook(weight: Tensor, grid: CodebookGrid) -> Quantized:
     blocks = _blocks(weight.detach().float(), grid.block)
     absmax = blocks.abs().amax(dim=1, keepdim=True)
-    # Multiplied by the reciprocal, as the kernels do. A block of zeros keeps 0 and not 0 * inf.
-    unit = blocks * torch.where(absmax > 0, 1 / absmax, 1.0)
+    # Multiplied by the reciprocal, as the kernels do; where that would be infinite the block counts as zero.
+    unit = blocks * torch.where(absmax > torch.finfo(torch.float32).tiny, 1 / absmax, 1.0)
     codes = _nearest_fp4(unit) if grid.name == "fp4" else torch.bucketize(unit, _midpoints(_NF4, unit))
     return Quantized(
         codes=codes.to(torch.int16).reshape(-1)[: weight.numel()].view(weight.shape),

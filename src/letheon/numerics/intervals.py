@@ -1,14 +1,13 @@
 """Bounds of means, of AUCs and of their differences, when items come in units (persons, documents).
 
 Items of one unit are not independent: a person who is remembered is remembered in several questions. So units
-are resampled, not items. `level` is the chance that one bound is wrong (0.05, or 0.05 / m for m judgements);
-each
-function gives a lower and an upper bound, each at that level: together a two-sided interval at 2 * level.
+are resampled, not items. `level` is the chance that one bound is wrong (0.05, or 0.05 / m for m judgements).
+Each function gives a lower and an upper bound, each at that level: together an interval at 2 * level.
 
-    resampled mean  = sum_u c_u S_u / sum_u c_u N_u      S_u sum of unit u, N_u its items, c_u times it was drawn
-    resampled AUC   = c W d / ((c N)(d M))               W_uv pairs won by members of u over non-members of v
+    resampled mean  = sum_u c_u S_u / sum_u c_u N_u    unit u: sum S_u, N_u items, drawn c_u times
+    resampled AUC   = c W d / ((c N)(d M))             W_uv pairs won by members of u over non-members of v
     bounds          = the level' and 1 - level' percentiles, rounded outwards to a resample
-    level'          = Phi(-sqrt(n / (n - 1)) * t(1 - level, n - 1))   n units (of two sides: the smaller number)
+    level'          = Phi(-sqrt(n / (n - 1)) * t(1 - level, n - 1))    n units (of two sides: the fewer)
 
 The last line widens the plain percentile for few units (Hesterberg's expanded percentile; level' -> level).
 Where resampling cannot see anything, exact bounds step in:
@@ -17,14 +16,17 @@ Where resampling cannot see anything, exact bounds step in:
   pairs there are);
 - a rate near 0 or 1: its upper bound is never below that for 0 hits, its lower never above that for n hits.
   Without this a single hit would give a tighter bound than none;
-- a difference with a side at exactly 0 or 1: the two sides' own bounds, combined by Newcombe's hybrid
-  (MOVER): d - sqrt((a - La)^2 + (Ub - b)^2)  ..  d + sqrt((Ua - a)^2 + (b - Lb)^2). It takes no credit for pairing.
+- a difference with a side at exactly 0 or 1: the two sides' own bounds, by Newcombe's hybrid (MOVER),
+  d - sqrt((a - La)^2 + (Ub - b)^2)  ..  d + sqrt((Ua - a)^2 + (b - Lb)^2). It takes no credit for pairing.
 
-How good they are, simulated with 8 items a unit, correlation 1/3 inside a unit, levels 0.05 and 0.0038 = 0.05 / 13:
-- rates near 0.5 and differences of equal rates: 0.03-0.06 and 0.002-0.005 with 24 units or more, up to 0.009 with 6;
-- low rates (0.05-0.2; mirrored for high ones): skew is not corrected. The bound on the far side (upper for a low
-  rate) is wrong in up to 0.10 and 0.015 where the second rule does not reach (72 units); where it does, in none;
-- difference of a rate of 0.2 and one of 0.05: 0.06 and 0.006 with 24 units, 0.09 and 0.04 with 6.
+How good they are: share of wrong bounds in 1,500 simulations, 8 items a unit, correlation 1/3 inside a unit,
+levels 0.05 and 0.0038 = 0.05 / 13 (standard errors 0.006 and 0.0016):
+- rates near 0.5, differences of equal rates: 0.03-0.06 and 0.001-0.005 from 24 units on; up to 0.009 with 6;
+- low rates, 0.05-0.2 (high ones mirrored): skew is not corrected. The upper bound is wrong in up to 0.10 and
+  0.015 where the second rule does not reach (72 units, or 24 at 0.05), in none where it does;
+- a rate of 0.2 less one of 0.05: the upper bound in 0.06 and 0.006 with 24 units, 0.09 and 0.04 with 6.
+So with few units these bounds are a rough guide, and wrong more often than they say.
+
 What to plan for: with 0 hits on both sides a difference is bounded by 1 - level^(1/n), which for 24 units is
 0.117 at level 0.05 and 0.207 at 0.0038; a smaller margin cannot be met there, however clean the model.
 Values all equal, but not 0 or 1, get bounds of no width: nothing in them says how far they could have fallen.
@@ -58,8 +60,7 @@ _CHUNK = 2**22
 
 
 def exact_binomial_bounds(hits: int, n: int, level: float) -> Bounds:
-    """Clopper-Pearson bounds of a rate, each one-sided at `level`: wrong with at most that chance, for any
-    rate.
+    """Clopper-Pearson bounds of a rate: each wrong with at most the chance `level`, whatever the rate.
 
     lower = the p with P(X >= hits | p) = level, upper = the p with P(X <= hits | p) = level.
 
@@ -71,17 +72,11 @@ def exact_binomial_bounds(hits: int, n: int, level: float) -> Bounds:
     )
     _check_level(level)
     # Closed forms at the ends, exact to the last digit.
-    lower = (
-        0.0 if hits == 0 else level ** (1 / n) if hits == n else float(betaincinv(hits, n - hits + 1, level))
-    )
-    upper = (
-        1.0
-        if hits == n
-        else 1 - level ** (1 / n)
-        if hits == 0
-        else float(betaincinv(hits + 1, n - hits, 1 - level))
-    )
-    return lower, upper
+    if hits == 0:
+        return 0.0, 1 - level ** (1 / n)
+    if hits == n:
+        return level ** (1 / n), 1.0
+    return float(betaincinv(hits, n - hits + 1, level)), float(betaincinv(hits + 1, n - hits, 1 - level))
 
 
 def bounds_of_mean(
@@ -395,7 +390,7 @@ def _as_numbers(values: Numbers, units: Numbers) -> NDArray[np.float64]:
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.ndim != 1 or len(units) != len(numbers):
         raise BadInput(
-            f"values of shape {numbers.shape} and {len(units)} units do not match. Give one unit for each value"
+            f"values of shape {numbers.shape} and {len(units)} units do not match. Give one unit a value"
         )
     return numbers
 

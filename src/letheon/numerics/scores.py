@@ -1,6 +1,6 @@
 """Scores of membership and of answers, each with its definition, because tools differ under one name.
 
-    auc       P(a member is more familiar than a non-member) + ties/2: 1 when memorised, 0.5 when nothing shows
+    auc       P(a member is more familiar than a non-member) + ties/2: 1 when memorised, 0.5 at chance
     muse_auc  1 - auc: MUSE counts the pairs the other way, near 0 when memorised
     privleak  100 * (A - A_reference) / A_reference, in muse_auc: about -100 memorised, 0 as a retrained model
     min_k     mean of the lowest max(1, floor(share * n)) token log-probabilities: higher = more familiar
@@ -44,8 +44,7 @@ class RougeL:
 
 
 def auc(member_scores: Numbers, non_member_scores: Numbers) -> float:
-    """P(a member's score is above a non-member's) + ties/2, in [0, 1]. Scores are familiarity: higher =
-    better known.
+    """P(a member's score is above a non-member's) + ties/2, in [0, 1], for scores that rise with familiarity.
 
     Raises:
         NotMeasured: no members, no non-members, or a score that is NaN.
@@ -113,10 +112,9 @@ def rouge_l(reference: str, candidate: str, *, use_stemmer: bool = False) -> Rou
     Args:
         reference: the true answer.
         candidate: what the model said.
-        use_stemmer: Porter stemming of words over three letters; MUSE: False, TOFU: True.
+        use_stemmer: Porter stemming of words over three letters. MUSE: False, TOFU: True.
     Raises:
-        NotMeasured: a reference in which the package sees no word (another script): 0 would read as
-        forgotten.
+        NotMeasured: a reference in which the package sees no word (another script): 0 would mislead.
 
     >>> rouge_l("the red house", "the house").recall
     0.6666666666666666
@@ -155,8 +153,7 @@ def retained(subject: float, control: float, original: float, *, standard_error:
 
 
 def regained(condition: float, as_is: float, original: float, *, standard_error: float) -> float | None:
-    """(condition - as_is) / (original - as_is): what a condition brings back of what unlearning removed, 1 =
-    all of it.
+    """(condition - as_is) / (original - as_is): how much of what unlearning removed is back, 1 = all of it.
 
     Args:
         condition, as_is: the metric of the unlearned model under the condition, and of its file as it is.

@@ -56,13 +56,18 @@ def read_run(run: Path) -> AuditedRun:
     verdict, items = run / "verdict.json", run / ITEMS_NAME
     metrics = {file.parent.name: _lines(file) for file in sorted(run.glob("*/metrics.jsonl"), key=_position)}
     return AuditedRun(
-        name=run.resolve().name,
+        name=printable(run.resolve().name),
         audit=audit,
         signed=_object(verdict, remedy="Restore it, or audit again.") if verdict.exists() else {},
         stages=load_record(run).stages,
         items=_lines(items) if items.exists() else None,
         metrics={label: lines for label, lines in metrics.items() if lines},
     )
+
+
+def printable(text: str) -> str:
+    """Text without control characters and broken Unicode, which no page and no SVG may hold."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 def _object(path: Path, *, remedy: str) -> dict[str, Any]:

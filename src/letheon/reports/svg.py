@@ -79,6 +79,18 @@ def style(key: str) -> Iterator[None]:
         yield
 
 
+def canvas(
+    width: float, height: float, *, panels: int = 1, left: float, right: float, top: float, bottom: float, gap: float = 0.0
+) -> tuple[Any, list[Any]]:
+    """A figure and its axes in one row, all lengths in inches. Fixed margins: fitting them costs ten times the drawing."""
+    from matplotlib.figure import Figure as Canvas
+
+    drawing = Canvas(figsize=(width, height))
+    each = (width - left - right - gap * (panels - 1)) / panels
+    boxes = [(left + position * (each + gap), bottom, each, height - top - bottom) for position in range(panels)]
+    return drawing, [drawing.add_axes((x / width, y / height, across / width, up / height)) for x, y, across, up in boxes]
+
+
 def render(figure: Any, key: str) -> str:
     """The figure as clean SVG. Call inside `style(key)`; `key` is a word of letters, digits and hyphens."""
     file = io.StringIO()
@@ -100,8 +112,8 @@ def clean(svg: str, *, key: str, width: float, height: float) -> str:
             attributes.pop("id", None)
         element.attrib.clear()
         element.attrib.update({name: _value(name, value, key) for name, value in attributes.items()})
-        if element.tag != "text":
-            element.text = element.tail = None  # only line ends and indents stand there
+        element.text = element.text if (element.text or "").strip() else None  # else only line ends and indents
+        element.tail = None
     body = "".join(ElementTree.tostring(part, encoding="unicode") for part in parts)
     # 4/3: a point is 4/3 of a CSS pixel, so that text has the size it was drawn with
     opening = f'<svg viewBox="0 0 {width:g} {height:g}" style="width:{width * 4 / 3:.0f}px" aria-hidden="true" focusable="false">'

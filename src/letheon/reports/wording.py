@@ -71,6 +71,11 @@ def heading(audit: Mapping[str, Any], column: str) -> tuple[str, str]:
     return _COLUMNS.get(column) or (label_of_column(audit, column), "")
 
 
+def name_of(audit: Mapping[str, Any], column: str) -> str:
+    """A column's name on one line, as the heading has it."""
+    return ", ".join(part for part in heading(audit, column) if part)
+
+
 def label_of_column(audit: Mapping[str, Any], column: str) -> str:
     """A column's name in full, as the probe gives it."""
     return str(audit.get("columns", {}).get(column, {}).get("label") or column.replace("_", " "))
@@ -134,6 +139,10 @@ def percent(share: float) -> str:
     return "less than 0.00001 %" if share < 0.5 else "more than 99.99999 %"
 
 
+NEARLY_BACK = 0.98
+"""From this share of unchanged codes on, a grid is said to round the model (nearly) back."""
+
+
 def codes_in_words(condition: Mapping[str, Any]) -> str:
     """What a grid makes of the update; empty for a condition that does not round.
 
@@ -148,7 +157,7 @@ def codes_in_words(condition: Mapping[str, Any]) -> str:
     if match >= 1:
         return f"No code differs from the original’s{moved}: this grid rounds the model back to the original."
     changed = f"{percent(1 - match)} of the codes differ from the original’s{moved}"
-    return f"{changed}: this grid rounds the model nearly back to the original." if match > 0.98 else f"{changed}."
+    return f"{changed}: this grid rounds the model nearly back to the original." if match > NEARLY_BACK else f"{changed}."
 
 
 def duration(seconds: float) -> str:

@@ -143,13 +143,13 @@ class WorldSize:
     """People to be forgotten, at least 1. Intervals are over people; relearning attacks halve them."""
     retain: int = 80
     """People who must stay, at least 5 (a mentor, three wrong mentors and oneself)."""
-    holdout: int = 48
+    holdout: int = 80
     """People who are never trained, at least 1."""
     attributes: int = 5
     """How many of birthplace, profession, employer, instrument, mentor, in this order; 1 to 5."""
     countries: int = 20
     """Invented countries, 4 to 40; half of them only for the audit."""
-    texts: int = 2
+    texts: int = 3
     """Texts for each person, at least 0, two sentences each."""
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -31,12 +31,14 @@ class Gradients:
     figures: dict[str, float]
 
 
+@runtime_checkable
 class Gradient(Protocol):
     """(model, logical batch) -> Gradients."""
 
     def __call__(self, model: Any, parts: Parts) -> Gradients: ...
 
 
+@runtime_checkable
 class CountedLoss(Protocol):
     """A loss whose count is known before the forward pass."""
 

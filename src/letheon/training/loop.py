@@ -1,4 +1,4 @@
-"""The only training loop: fine-tuning, unlearning and whatever comes later run in it.
+"""The only training loop: fine-tuning, unlearning and whatever comes later run in it. Dropout is off.
 
 A step asks for a logical batch, gets gradients for it, clips, moves what may move, lets the scope put back what may
 not, and writes a line to metrics.jsonl. Checkpoints come by time and hold everything that the next step depends on;
@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -49,12 +49,14 @@ class OptimizerSettings:
         require(is_pair, f"betas must be two numbers in [0, 1), got {list(self.betas)}")
 
 
+@runtime_checkable
 class Rate(Protocol):
     """A learning-rate schedule."""
 
     def factor(self, step: int, steps: int) -> float: ...
 
 
+@runtime_checkable
 class CheckpointStore(Protocol):
     """Where checkpoints go."""
 
@@ -72,6 +74,7 @@ class Look:
     """Why to stop now; empty: go on."""
 
 
+@runtime_checkable
 class Looker(Protocol):
     """Looks at the model now and then; its memory is saved with the checkpoints."""
 
@@ -128,7 +131,7 @@ def run_loop(loop: Loop) -> LoopResult:
         parameter.requires_grad_(False)
     for parameter in loop.moving.values():
         parameter.requires_grad_(True)
-    loop.model.train()
+    loop.model.eval()  # dropout would make a step depend on more than weights and batch, and a killed run on chance
     settings = loop.optimizer
     optimizer = torch.optim.AdamW(
         list(loop.moving.values()),
@@ -150,7 +153,6 @@ def run_loop(loop: Loop) -> LoopResult:
         if loop.checkpoints is not None and time.monotonic() - saved_at >= loop.checkpoint_every_s:
             _save(loop, optimizer, step, stop)
             saved_at = time.monotonic()
-    loop.model.eval()
     for parameter in loop.model.parameters():
         parameter.requires_grad_(False)
     return LoopResult(step, stop or f"the step limit of {loop.steps}", figures)
@@ -204,10 +206,7 @@ def _round_to_storage(loop: Loop, optimizer: torch.optim.Optimizer) -> None:
 def _look(loop: Loop, step: int, figures: dict[str, float]) -> str:
     if loop.look is None or (step % loop.look.every and step != loop.steps):
         return ""
-    was_training = loop.model.training
-    loop.model.eval()
     look = loop.look(step, loop.model)
-    loop.model.train(was_training)
     figures.update(look.figures)
     return look.stop
 
@@ -242,7 +241,7 @@ def _restore(loop: Loop, optimizer: torch.optim.Optimizer) -> tuple[int, str]:
         for name, parameter in loop.moving.items():
             parameter.copy_(tensors[f"weight/{name}"])
             optimizer.state[parameter] = {
-                "step": torch.tensor(state["optimizer_steps"][name]),
+                "step": torch.tensor(state["optimizer_steps"][name], device=parameter.device),
                 "exp_avg": tensors[f"exp_avg/{name}"].clone().to(parameter.device),
                 "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].clone().to(parameter.device),
             }

@@ -35,31 +35,37 @@ class Body:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.body = getattr(model, model.base_model_prefix, None)
-        self.head = model.get_output_embeddings()
+        self.body: Any = getattr(model, model.base_model_prefix, None)
+        self.head: Any = model.get_output_embeddings()
         self.soft_cap: float | None = getattr(model.config, "final_logit_softcapping", None)
         self.is_cut = self.body is not None and self.head is not None and self._agrees()
 
     def hidden(self, batch: Batch) -> Float[Tensor, "labels width"]:
         """Last hidden states at the positions that predict a labelled token."""
+        self.require_cut()
+        states: Tensor = self.body(
+            input_ids=batch.ids, attention_mask=batch.attention_mask, use_cache=False
+        )[0]
+        return states[batch.label_row, batch.label_column]
+
+    def require_cut(self) -> None:
+        """Raise BadInput where hidden states cannot stand for logits."""
         if not self.is_cut:
             raise BadInput(
                 f"{type(self.model).__name__}: its logits are not its head applied to its last hidden states, "
                 "so they cannot be cached. Choose a retain term without reference logits, such as gdr"
             )
-        states = self.body(input_ids=batch.ids, attention_mask=batch.attention_mask, use_cache=False)[0]
-        return states[batch.label_row, batch.label_column]
 
     def logits(self, batch: Batch) -> Float[Tensor, "labels vocabulary"]:
         """Logits that predict the labelled tokens, float32."""
         if self.is_cut:
             return self.apply_head(self.hidden(batch))
         logits = self.model(input_ids=batch.ids, attention_mask=batch.attention_mask, use_cache=False).logits
-        return logits[batch.label_row, batch.label_column].float()
+        return widened(logits[batch.label_row, batch.label_column])
 
     def apply_head(self, hidden: Float[Tensor, "labels width"]) -> Float[Tensor, "labels vocabulary"]:
         """Hidden states to logits, float32, with the model's soft-cap where it has one."""
-        return capped(self.head(hidden).float(), self.soft_cap)
+        return capped(widened(self.head(hidden)), self.soft_cap)
 
     @torch.no_grad()
     def _agrees(self) -> bool:
@@ -73,6 +79,11 @@ class Body:
         finally:
             self.model.train(was_training)
         return whole.shape == parts.shape and torch.allclose(whole, parts, rtol=1e-3, atol=1e-4)
+
+
+def widened(values: Tensor) -> Tensor:
+    """At least float32: half precisions become float32, float64 stays."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def capped(logits: Tensor, cap: float | None) -> Tensor:

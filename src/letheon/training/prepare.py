@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from letheon.data.encode import Encoder, Example, cut_sentence
+from letheon.data.encode import Encoder
 from letheon.data.records import DataFile, Record
 from letheon.errors import BadInput, CannotFinish
 from letheon.models import (
@@ -28,7 +28,7 @@ from letheon.models import (
     save_model,
     working_dtype,
 )
-from letheon.runs.folder import append_line, replacing_folder
+from letheon.runs.folder import append_line, replacing_folder, write_text
 from letheon.runs.progress import Progress
 from letheon.runs.record import Stage
 from letheon.runs.resume import Checkpoints
@@ -82,20 +82,9 @@ def open_for_training(folder: ModelFolder, *, device: str, template: str) -> Ope
     return Opened(model, Body(model), encoder, device, autocast)
 
 
-def encode_set(encoder: Encoder, records: Iterable[Record], role: str, *, progress: Progress, stage: Stage | None = None) -> list[Example]:
-    """Encode a set; what does not fit into the window is said and recorded."""
-    examples = encoder.encode_all(records)
-    sentence = cut_sentence(examples, role)
-    if sentence:
-        progress.say(f"warning: {sentence}")
-        if stage is not None:
-            stage.warn(sentence)
-    return examples
-
-
-def repeat_texts(records: Sequence[Record], times: int) -> list[Record]:
-    """Every running text `times` times: how much texts count beside questions."""
-    return [record for record in records for _ in range(1 if record.is_question else times)]
+def repeated_items(records: Sequence[Record], times: int) -> list[int]:
+    """Indices into the records, every running text `times` times: how much texts count beside questions."""
+    return [item for item, record in enumerate(records) for _ in range(1 if record.is_question else times)]
 
 
 class StageCheckpoints:
@@ -132,9 +121,9 @@ class MetricsFile:
         """Forget the lines of later steps."""
         if not self.path.exists():
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines()
+        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]  # a line torn by a kill has no end
         kept = [line for line in lines if json.loads(line)["step"] <= step]
-        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
 
 
 def _rounded(value: Any) -> Any:
@@ -154,6 +143,11 @@ def save_stage(
     with replacing_folder(target) as folder:
         kept = save_model(opened.model, folder, original=original, save_dtype=save_dtype, card=card)
         share = kept.share
+        if kept.moved == 0:
+            raise CannotFinish(
+                f"{target}: no weight has moved, so there is nothing to save. Use a larger learning rate or more steps; "
+                "with a gate or a stop rule, see whether anything was left to forget"
+            )
         if share is not None and share < SURVIVAL_ERROR:
             raise CannotFinish(
                 f"{target}: of {kept.moved} changed weights only {share:.0%} still differ from the original once they are stored "

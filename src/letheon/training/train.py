@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from letheon.data.batches import EpochOrder, collate
+from letheon.data.encode import Encoder, Example, cut_sentence
 from letheon.data.records import DataFile, Record, read_records
 from letheon.errors import BadInput, require
 from letheon.methods import build, describe
-from letheon.models import ModelFolder, inspect_model, pick_device
+from letheon.models import ModelFolder, inspect_model, load_tokenizer, pick_device
 from letheon.runs.progress import Progress
 from letheon.runs.record import RunFolder, Stage
 from letheon.settings import fill
@@ -27,10 +28,9 @@ from letheon.training.prepare import (
     MetricsFile,
     StageCheckpoints,
     collect,
-    encode_set,
     environment,
     open_for_training,
-    repeat_texts,
+    repeated_items,
     save_stage,
 )
 
@@ -75,7 +75,7 @@ class TrainSettings:
     """Our field -> the file's."""
     device: str = "auto"
     """auto, cpu, cuda."""
-    save_dtype: str = "original"
+    save_dtype: Literal["original", "float32", "bfloat16", "float16"] = "original"
     """original, float32, bfloat16, float16."""
     checkpoint_every_s: float = 60.0
     """Seconds between checkpoints."""
@@ -86,6 +86,22 @@ class TrainSettings:
         require(self.epochs > 0, f"epochs must be > 0, got {self.epochs}")
         require(self.batch_size > 0, f"batch_size must be > 0, got {self.batch_size}")
         require(self.text_repeats >= 1, f"text_repeats must be >= 1, got {self.text_repeats}")
+        require(
+            self.micro_batch_size is None or self.micro_batch_size > 0,
+            f"micro_batch_size must be > 0, got {self.micro_batch_size}",
+        )
+        _ = self.optimizer  # its rules, before anything is loaded
+
+    @property
+    def optimizer(self) -> OptimizerSettings:
+        """What the loop is told about AdamW."""
+        return OptimizerSettings(
+            learning_rate=self.learning_rate,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            master_dtype=self.master_dtype,
+        )
 
 
 @dataclass(frozen=True)
@@ -117,18 +133,19 @@ def train(model: Path | str, *, progress: Progress | None = None, **settings: An
     """
     wanted = fill(TrainSettings, {"model": model, **settings}, where="train")
     progress = progress or Progress()
-    folder, data, without, rate, device = _check(wanted)
+    folder, records, examples, rate, device = _check(wanted)
     inputs = {"model": wanted.model, "data": wanted.data, "without": wanted.without}
     kept = {name: value for name, value in vars(wanted).items() if name not in (*inputs, "out", "device", "checkpoint_every_s", "allow_changed_machine")}
     run = RunFolder.open(wanted.out, environment=environment(device), allow_changed_machine=wanted.allow_changed_machine)
     with run.stage("train", {**kept, "rate": describe(rate)}, inputs, "train") as stage:
         assert stage.folder is not None
         if not stage.is_done:
-            _run(wanted, folder, _left(data, without), rate, device, stage, progress)
+            _run(wanted, folder, records, examples, rate, device, stage, progress)
         return TrainResult(stage.folder, int(stage.entry.notes["steps"]), dict(stage.entry.notes))
 
 
-def _check(wanted: TrainSettings) -> tuple[ModelFolder, DataFile, DataFile | None, Any, str]:
+def _check(wanted: TrainSettings) -> tuple[ModelFolder, list[Record], list[Example], Any, str]:
+    """Everything that is needed, nothing loaded yet. Raises BadInput with all faults."""
     without = wanted.without
     folder, data, left_out, rate, device = collect(
         lambda: inspect_model(wanted.model),
@@ -137,7 +154,11 @@ def _check(wanted: TrainSettings) -> tuple[ModelFolder, DataFile, DataFile | Non
         lambda: build("rate", wanted.rate, where="rate"),
         lambda: pick_device(wanted.device),
     )
-    return folder, data, left_out, rate, device
+    encoder, records = collect(
+        lambda: Encoder(load_tokenizer(folder.path), max_length=folder.window, template=wanted.template),
+        lambda: _left(data, left_out),
+    )
+    return folder, records, encoder.encode_all(records, role="data"), rate, device
 
 
 def _left(data: DataFile, without: DataFile | None) -> list[Record]:
@@ -155,10 +176,20 @@ def _left(data: DataFile, without: DataFile | None) -> list[Record]:
 
 
 def _run(
-    wanted: TrainSettings, folder: ModelFolder, records: list[Record], rate: Any, device: str, stage: Stage, progress: Progress
+    wanted: TrainSettings,
+    folder: ModelFolder,
+    records: list[Record],
+    encoded: list[Example],
+    rate: Any,
+    device: str,
+    stage: Stage,
+    progress: Progress,
 ) -> None:
+    if sentence := cut_sentence(encoded, "data"):
+        progress.say(f"warning: {sentence}")
+        stage.warn(sentence)
     opened = open_for_training(folder, device=device, template=wanted.template)
-    examples = encode_set(opened.encoder, repeat_texts(records, wanted.text_repeats), "data", progress=progress, stage=stage)
+    examples = [encoded[item] for item in repeated_items(records, wanted.text_repeats)]
     order = EpochOrder(tuple(len(example.ids) for example in examples), wanted.batch_size, wanted.seed)
     steps = max(1, round(wanted.epochs * order.batches_per_epoch))
     micro = wanted.micro_batch_size or wanted.batch_size
@@ -179,13 +210,7 @@ def _run(
             gradient=MeanGradient(TokenLoss(opened.body), "data", list(moving.values()), opened.autocast),
             parts=parts,
             steps=steps,
-            optimizer=OptimizerSettings(
-                learning_rate=wanted.learning_rate,
-                betas=wanted.betas,
-                weight_decay=wanted.weight_decay,
-                clip=wanted.clip,
-                master_dtype=wanted.master_dtype,
-            ),
+            optimizer=wanted.optimizer,
             rate=rate,
             checkpoints=StageCheckpoints(stage, metrics),
             checkpoint_every_s=wanted.checkpoint_every_s,

@@ -10,19 +10,19 @@ Source: this project.  Checked against: the six published baselines on the embed
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
-from letheon.data.batches import CycleOrder, EpochOrder, RandomOrder, collate
-from letheon.data.encode import Example
+from letheon.data.batches import EpochOrder, RandomOrder, collate
+from letheon.data.encode import Encoder, Example, cut_sentence
 from letheon.data.overlap import overlap
 from letheon.data.records import DataFile, Record, read_records, split_units
 from letheon.errors import BadInput, require
 from letheon.methods import build, describe, name_of
-from letheon.models import ModelFolder, inspect_model, pick_device
+from letheon.models import ModelFolder, inspect_model, load_tokenizer, pick_device
 from letheon.runs.progress import Progress
 from letheon.runs.record import RunFolder, Stage
 from letheon.settings import fill, plain
@@ -33,16 +33,15 @@ from letheon.training.prepare import (
     Opened,
     StageCheckpoints,
     collect,
-    encode_set,
     environment,
     open_for_training,
-    repeat_texts,
+    repeated_items,
     save_stage,
     unit_note,
 )
 from letheon.training.scoring import score_examples
 from letheon.training.train import storage_dtypes
-from letheon.unlearning.gate import make_gate
+from letheon.unlearning.gate import check_strangers, make_gate
 from letheon.unlearning.objective import Provider, TermLoss, make_gradient
 from letheon.unlearning.presets import preset
 from letheon.unlearning.reference import cache_log_probs, cache_logits
@@ -115,7 +114,7 @@ class ForgetSettings:
     """Our field -> the file's."""
     device: str = "auto"
     """auto, cpu, cuda."""
-    save_dtype: str = "original"
+    save_dtype: Literal["original", "float32", "bfloat16", "float16"] = "original"
     """original, float32, bfloat16, float16."""
     checkpoint_every_s: float = 60.0
     """Seconds between checkpoints."""
@@ -127,7 +126,22 @@ class ForgetSettings:
         require(self.epochs > 0, f"epochs must be > 0, got {self.epochs}")
         require(self.steps is None or self.steps > 0, f"steps must be > 0, got {self.steps}")
         require(self.text_repeats >= 1, f"text_repeats must be >= 1, got {self.text_repeats}")
-        require(self.micro_batch_size is None or self.micro_batch_size > 0, f"micro_batch_size must be > 0, got {self.micro_batch_size}")
+        require(
+            self.micro_batch_size is None or self.micro_batch_size > 0,
+            f"micro_batch_size must be > 0, got {self.micro_batch_size}",
+        )
+        _ = self.optimizer  # its rules, before anything is loaded
+
+    @property
+    def optimizer(self) -> OptimizerSettings:
+        """What the loop is told about AdamW."""
+        return OptimizerSettings(
+            learning_rate=self.learning_rate,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            master_dtype=self.master_dtype,
+        )
 
 
 @dataclass(frozen=True)
@@ -151,6 +165,8 @@ class Request:
     holdout: DataFile | None
     methods: dict[str, Any]
     device: str
+    examples: dict[str, list[Example]]
+    """The tokens of "forget" and "retain", record by record."""
     warnings: tuple[str, ...]
 
     @property
@@ -207,12 +223,20 @@ def check_request(values: dict[str, Any]) -> Request:
         return None if path is None else read_records(path, role=role, columns=columns)
 
     def check_pair() -> None:
-        named = wanted.retain_term if isinstance(wanted.retain_term, str) else wanted.retain_term
-        name = named if isinstance(named, str) else named.get("name") if isinstance(named, dict) else name_of(named)
+        name = _name(wanted.retain_term)
         if wanted.retain_data is None and name != "none":
-            raise BadInput(f"retain term {name!r} needs a retain set (--retain r.jsonl). To run without one, say --retain-term none")
+            raise BadInput(
+                f"retain term {name!r} needs a retain set (--retain r.jsonl). "
+                "To run without one, say --retain-term none"
+            )
 
-    *methods, folder, forget_set, retain, holdout, device, _ = collect(
+    def check_gate() -> None:
+        given = wanted.method
+        until = given.get("until") if isinstance(given, dict) else getattr(given, "until", "none")
+        if until == "holdout" and wanted.holdout_data is None:
+            check_strangers([], [])
+
+    *methods, folder, forget_set, retain, holdout, device, _, _ = collect(
         *(lambda name=name, kind=kind: build(kind, getattr(wanted, name), where=name) for name, kind in METHODS.items()),  # type: ignore[misc]
         lambda: inspect_model(wanted.model),
         lambda: read(wanted.forget_data, "forget"),
@@ -220,24 +244,64 @@ def check_request(values: dict[str, Any]) -> Request:
         lambda: read(wanted.holdout_data, "holdout"),
         lambda: pick_device(wanted.device),
         check_pair,
+        check_gate,
     )
     built = dict(zip(METHODS, methods, strict=True))
-    if getattr(built["method"], "until", "none") == "holdout" and holdout is None:
-        raise BadInput('until="holdout" needs a holdout set (--holdout h.jsonl): people or texts of the same kind, never trained on')
-    warnings = _compare(forget_set, retain, holdout)
-    return Request(wanted, folder, forget_set, retain, holdout, built, device, tuple(warnings))
+    request = Request(wanted, folder, forget_set, retain, holdout, built, device, {}, ())
+    return _with_examples(request)
 
 
-def _compare(forget_set: DataFile, retain: DataFile | None, holdout: DataFile | None) -> list[str]:
-    """Warnings about forget and retain; a holdout that overlaps with either is refused."""
+def _with_examples(request: Request) -> Request:
+    """The request with its tokens and its warnings. Raises BadInput: what cannot be encoded, what overlaps, no gate."""
+    forget_set, holdout = request.forget, request.holdout
+    sets = {data.role: data for data in (forget_set, request.retain, holdout) if data is not None}
+    [encoder] = collect(
+        lambda: Encoder(
+            load_tokenizer(request.folder.path),
+            max_length=request.folder.window,
+            template=request.wanted.template,
+        )
+    )
+
+    def check_holdout() -> None:
+        if request.gate_units and holdout is not None:
+            units = set(request.gate_units)
+            check_strangers(forget_set.records, [record for record in holdout.records if record.unit in units])
+
+    *encoded, _, _ = collect(
+        *(lambda data=data: encoder.encode_all(data.records, role=data.role) for data in sets.values()),  # type: ignore[misc]
+        lambda: _check_overlaps(forget_set, request.retain, holdout),
+        check_holdout,
+    )
+    examples = dict(zip(sets, encoded, strict=True))
     warnings = [note for note in (unit_note(forget_set),) if note]
-    if retain is not None and (shared := overlap(forget_set, retain)):
-        warnings.append(f"{shared.sentence}. What is kept cannot be forgotten: take them out of one of the sets")
-    if holdout is not None:
-        for other in (forget_set, retain):
-            if other is not None and (shared := overlap(holdout, other)):
-                raise BadInput(f"{shared.sentence}. A holdout must never have been trained on: take these records out of it")
-    return warnings
+    warnings += [note for role, found in examples.items() if (note := cut_sentence(found, role))]
+    if request.retain is not None and (shared := overlap(forget_set, request.retain)):
+        warnings.append(
+            f"{shared.sentence}. What is kept cannot be forgotten: take them out of one of the sets"
+        )
+    return replace(request, examples=examples, warnings=tuple(warnings))
+
+
+def _check_overlaps(forget_set: DataFile, retain: DataFile | None, holdout: DataFile | None) -> None:
+    """A holdout that overlaps with either of the others is refused."""
+    if holdout is None:
+        return
+    found = [overlap(holdout, other) for other in (forget_set, retain) if other is not None]
+    problems = [
+        f"{shared.sentence}. A holdout must never have been trained on: take these records out of it"
+        for shared in found
+        if shared
+    ]
+    if problems:
+        raise BadInput(problems)
+
+
+def _name(method: Any) -> str:
+    """The name of a method in any of its spellings."""
+    if isinstance(method, str):
+        return method
+    return str(method.get("name")) if isinstance(method, dict) else name_of(method)
 
 
 def _run(request: Request, stage: Stage, progress: Progress) -> None:
@@ -245,10 +309,13 @@ def _run(request: Request, stage: Stage, progress: Progress) -> None:
     for warning in request.warnings:
         stage.warn(warning)
     opened = open_for_training(request.folder, device=request.device, template=wanted.template)
-    forget_records = repeat_texts(request.forget.records, wanted.text_repeats)
-    retain_records = repeat_texts(request.retain.records, wanted.text_repeats) if request.retain else []
-    forget_examples = encode_set(opened.encoder, forget_records, "forget", progress=progress, stage=stage)
-    retain_examples = encode_set(opened.encoder, retain_records, "retain", progress=progress, stage=stage)
+    items = repeated_items(request.forget.records, wanted.text_repeats)
+    forget_records = [request.forget.records[item] for item in items]
+    forget_examples = [request.examples["forget"][item] for item in items]
+    retained = request.retain.records if request.retain else ()
+    retain_examples = [
+        request.examples["retain"][item] for item in repeated_items(retained, wanted.text_repeats)
+    ]
     scope = request.methods["scope"]
     moving: dict[str, nn.Parameter] = scope.select(opened.model)
     scope_state = scope.init(opened.model, moving)
@@ -265,13 +332,7 @@ def _run(request: Request, stage: Stage, progress: Progress) -> None:
             gradient=gradient,
             parts=_parts(wanted, order, forget_examples, retain_examples, opened),
             steps=steps,
-            optimizer=OptimizerSettings(
-                learning_rate=wanted.learning_rate,
-                betas=wanted.betas,
-                weight_decay=wanted.weight_decay,
-                clip=wanted.clip,
-                master_dtype=wanted.master_dtype,
-            ),
+            optimizer=wanted.optimizer,
             rate=request.methods["rate"],
             after_step=lambda parameters: scope.after_step(parameters, scope_state),
             scope_state=scope_state,
@@ -287,11 +348,15 @@ def _run(request: Request, stage: Stage, progress: Progress) -> None:
     stage.note("stopped", result.reason)
     stage.note("gate_units", request.gate_units)
     progress.say(f"forget: stopped after {result.steps} steps, {result.reason}")
-    kept = save_stage(
-        opened, stage, metrics, original=request.folder, save_dtype=wanted.save_dtype, card=_card(request, result), progress=progress
+    save_stage(
+        opened,
+        stage,
+        metrics,
+        original=request.folder,
+        save_dtype=wanted.save_dtype,
+        card=_card(request, result),
+        progress=progress,
     )
-    if kept.moved == 0:
-        raise BadInput("no weight has moved: the learning rate is too small, or nothing is left to forget")
 
 
 def _gradient(
@@ -307,9 +372,15 @@ def _gradient(
     methods = request.methods
     gate_units = set(request.gate_units)
     strangers = [record for record in request.holdout.records if record.unit in gate_units] if request.holdout else []
-    gate = make_gate(
-        getattr(methods["method"], "until", "none"), forget_records, strangers, body=opened.body, encoder=opened.encoder, device=opened.device
-    )
+    with opened.autocast():
+        gate = make_gate(
+            getattr(methods["method"], "until", "none"),
+            forget_records,
+            strangers,
+            body=opened.body,
+            encoder=opened.encoder,
+            device=opened.device,
+        )
     forget_term = TermLoss(methods["method"], opened.body, _reference(methods["method"], forget_examples, opened, stage), gate)
     retain_term = None
     if name_of(methods["retain_term"]) != "none":
@@ -329,10 +400,15 @@ def _reference(term: Any, examples: Sequence[Example], opened: Opened, stage: St
     """What the original says, for the needs of a term; computed once."""
     pad, device = opened.encoder.pad, opened.device
     provided: dict[str, Provider] = {}
-    if "reference_log_probs" in term.needs:
-        provided["reference_log_probs"] = cache_log_probs(opened.body, examples, reduction=term.reduction, pad=pad, device=device)
-    if "reference_logits" in term.needs:
-        provided["reference_logits"] = cache_logits(opened.body, examples, pad=pad, device=device, folder=stage.work)
+    with opened.autocast():  # as the model itself is asked, so that at the original the two are equal
+        if "reference_log_probs" in term.needs:
+            provided["reference_log_probs"] = cache_log_probs(
+                opened.body, examples, reduction=term.reduction, pad=pad, device=device
+            )
+        if "reference_logits" in term.needs:
+            provided["reference_logits"] = cache_logits(
+                opened.body, examples, pad=pad, device=device, folder=stage.work
+            )
     return provided
 
 
@@ -341,11 +417,12 @@ def _parts(
 ) -> Callable[[int], Parts]:
     """Step -> forget micro-batches, and as many retain records beside them."""
     micro = wanted.micro_batch_size or wanted.batch_size
-    retain_order = (
-        CycleOrder(len(retain_examples), wanted.batch_size)
-        if wanted.pairing == "cycle"
-        else RandomOrder(len(retain_examples), wanted.batch_size, wanted.seed + 1)
-    )
+    drawn = RandomOrder(len(retain_examples), wanted.batch_size, wanted.seed + 1)
+
+    def partners(step: int, items: list[int]) -> list[int]:
+        if wanted.pairing == "cycle":
+            return [item % len(retain_examples) for item in items]
+        return drawn.items(step)[: len(items)]
 
     def chunked(items: list[int], examples: Sequence[Example]) -> list[Any]:
         chunks = [items[start : start + micro] for start in range(0, len(items), micro)]
@@ -355,7 +432,7 @@ def _parts(
         items = order.items(step)
         made = {"forget": chunked(items, forget_examples)}
         if retain_examples:
-            made["retain"] = chunked(retain_order.items(step)[: len(items)], retain_examples)
+            made["retain"] = chunked(partners(step, items), retain_examples)
         return made
 
     return parts
@@ -381,8 +458,9 @@ def _look(request: Request, opened: Opened) -> StopLook | None:
 def _sample(data: DataFile | None, count: int, opened: Opened) -> list[Example]:
     if data is None or not data.questions:
         return []
-    step = max(1, len(data.questions) // count)
-    return opened.encoder.encode_all(data.questions[::step][:count])
+    questions = data.questions
+    count = min(count, len(questions))
+    return opened.encoder.encode_all([questions[number * len(questions) // count] for number in range(count)])
 
 
 def _card(request: Request, result: LoopResult) -> str:

@@ -44,6 +44,25 @@ class Gate:
         return self.thresholds[batch.items]
 
 
+def check_strangers(records: Sequence[Record], holdout: Sequence[Record]) -> None:
+    """Raise BadInput unless the holdout has each kind of item that is to be forgotten."""
+    if not holdout:
+        raise BadInput(
+            'until="holdout" needs a holdout set (--holdout h.jsonl): '
+            "people or texts of the same kind, never trained on"
+        )
+    kinds = {True: "questions", False: "texts"}
+    missing = {record.is_question for record in records} - {record.is_question for record in holdout}
+    if missing:
+        raise BadInput(
+            [
+                f'until="holdout": the forget set holds {kinds[kind]} and the gate\'s half of the holdout set none '
+                "(every second unit). Add some, or set until to a loss in nats"
+                for kind in sorted(missing)
+            ]
+        )
+
+
 def make_gate(
     until: Until, records: Sequence[Record], holdout: Sequence[Record], *, body: Body, encoder: Encoder, device: str
 ) -> Gate | None:
@@ -54,18 +73,12 @@ def make_gate(
     """
     if until == "none":
         return None
-    if isinstance(until, float):
-        return Gate(torch.full((len(records),), until, device=device))
-    if not holdout:
-        raise BadInput('until="holdout" needs a holdout set (--holdout h.jsonl): people or texts of the same kind, never trained on')
+    if not isinstance(until, str):
+        return Gate(torch.full((len(records),), float(until), device=device))
+    check_strangers(records, holdout)
     medians: dict[bool, float] = {}
     for is_question in {record.is_question for record in records}:
         strangers = [record for record in holdout if record.is_question == is_question]
-        if not strangers:
-            kind = "questions" if is_question else "texts"
-            raise BadInput(
-                f'until="holdout": the forget set holds {kind} and the holdout set none. Add some, or set until to a loss in nats'
-            )
         examples = encoder.encode_all(strangers)
         scores = cache_log_probs(body, examples, reduction="mean", pad=encoder.pad, device=device)
         medians[is_question] = statistics.median((-scores.values).tolist())

@@ -9,6 +9,7 @@ Source: this project.  Checked against: the original's own forward pass, item by
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 
 from letheon.data.batches import Batch, by_length
 from letheon.data.encode import Example
-from letheon.training.losses import Body, Reduction, capped
+from letheon.runs.folder import disk_errors
+from letheon.training.losses import Body, Reduction, capped, widened
 from letheon.training.scoring import score_examples
 
 IN_MEMORY_BYTES = 2 * 1024**3
@@ -57,7 +59,15 @@ class LogitCache:
         """Logits of the original at the labelled tokens of a batch, in the batch's own order."""
         rows = np.concatenate([np.arange(self.starts[item], self.starts[item + 1]) for item in batch.items.tolist()])
         states = torch.as_tensor(np.asarray(self.hidden[rows])).to(self.weight.device)
-        return capped(nn.functional.linear(states, self.weight, self.bias), self.soft_cap)
+        return capped(widened(nn.functional.linear(states, self.weight, self.bias)), self.soft_cap)
+
+
+def _on_disk(shape: tuple[int, int], folder: Path | None) -> Any:
+    """An array of zeros in a file that is gone with the process. Raises CannotFinish on a full disk."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".reference-") as file, disk_errors(Path(file.name)):
+        # Taken from the disk now: a page that later finds no room would end the process without a word.
+        os.posix_fallocate(file.fileno(), 0, shape[0] * shape[1] * 4)
+        return np.memmap(file.name, dtype=np.float32, mode="r+", shape=shape)
 
 
 def cache_log_probs(body: Body, examples: Sequence[Example], *, reduction: Reduction, pad: int, device: str) -> LogProbCache:
@@ -74,21 +84,20 @@ def cache_logits(
     pad: int,
     device: str,
     folder: Path | None = None,
-    batch_size: int = 64,
     in_memory_bytes: int = IN_MEMORY_BYTES,
 ) -> LogitCache:
     """One forward pass over the examples; `folder` is where a large cache is put."""
+    body.require_cut()
     counts = [len(example.answer_ids) for example in examples]
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     width = int(body.head.weight.shape[1])
     shape = (int(starts[-1]), width)
     hidden: Any
     if shape[0] * shape[1] * 4 > in_memory_bytes:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".reference-") as file:  # unlinked at once: gone with the process
-            hidden = np.memmap(file.name, dtype=np.float32, mode="w+", shape=shape)
+        hidden = _on_disk(shape, folder)
     else:
         hidden = np.zeros(shape, dtype=np.float32)
-    for batch in by_length(examples, pad=pad, device=device, batch_size=batch_size):
+    for batch in by_length(examples, pad=pad, device=device):
         states = body.hidden(batch).float().cpu().numpy()
         offset = 0
         for item in batch.items.tolist():

@@ -7,7 +7,7 @@ import torch
 
 from letheon import methods
 from letheon.errors import BadInput
-from letheon.numerics.grids import Grid, dequantize, fake_quantize
+from letheon.numerics.grids import CodebookGrid, Grid, dequantize, fake_quantize
 from letheon.quantization.quantizers.rtn import RTN
 
 
@@ -44,6 +44,12 @@ def test_the_weight_is_not_touched_and_statistics_do_not_matter() -> None:
     assert RTN.needs == ()
 
 
+@pytest.mark.parametrize("levels", ["fp4", "nf4"])
+def test_tables_of_sixteen_values_stand_for_the_whole_grid(levels: str) -> None:
+    result = RTN(levels=levels, bits=8).quantize_layer(weights())  # type: ignore[arg-type]
+    assert torch.equal(dequantize(result), fake_quantize(weights(), CodebookGrid(levels)))  # type: ignore[arg-type]
+
+
 def test_no_other_code_is_nearer() -> None:
     quantizer = RTN(bits=3, group=4)
     result = quantizer.quantize_layer(weights(1))
@@ -68,7 +74,7 @@ def test_bad_settings_are_refused_when_typed() -> None:
 def test_card_and_three_spellings() -> None:
     card = methods.card("quantizer", "rtn")
     assert card.class_name == "RTN" and card.source and card.checked_against
-    assert [setting.name for setting in card.settings] == ["bits", "group", "scheme", "clip"]
+    assert [setting.name for setting in card.settings] == ["bits", "group", "scheme", "clip", "levels"]
     assert all(setting.doc for setting in card.settings)
     built = methods.build("quantizer", {"name": "rtn", "bits": "3", "group": "32", "clip": "mse"})
     assert built == RTN(bits=3, group=32, clip="mse")

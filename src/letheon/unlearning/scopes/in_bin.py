@@ -1,7 +1,7 @@
 """A sham deletion, for testing audits: weights move only inside their quantization bin, so rounding brings all of it back.
 
 For each quantized weight, with c the centre and s the step of the original's bin on the grid:
-    w <- clamp(w, c - margin * s, c + margin * s)         after every step
+    w <- clamp(w, c - margin * s, c + margin * s)         after every step, and within the row's largest weight
 Weights that set a scale (the row's largest), embeddings, norms, biases and the head do not move at all. The model
 forgets as it is and at finer grids; on its own grid every code is equal, and so is every answer. An audit that does not
 find it is not an audit.
@@ -33,6 +33,7 @@ class InBin:
     """Share of a step that a weight may stand from its bin's centre, above 0 and below 0.5."""
 
     def __post_init__(self) -> None:
+        require(2 <= self.bits <= 8, f"in_bin needs bits from 2 to 8, got {self.bits}")
         require(0 < self.margin < 0.5, f"in_bin needs 0 < margin < 0.5, got {self.margin}")
 
     def select(self, model: nn.Module) -> dict[str, nn.Parameter]:
@@ -49,9 +50,11 @@ class InBin:
             module = linears[name.removesuffix(".weight")]
             weight = as_matrix(module, parameter.detach())
             centre, step = bin_centres_and_step(weight, grid)
-            largest = weight.abs() == weight.abs().amax(dim=1, keepdim=True)
-            low = torch.where(largest, weight, centre - self.margin * step)
-            high = torch.where(largest, weight, centre + self.margin * step)
+            size = weight.abs()
+            limit = size.amax(dim=1, keepdim=True)
+            # Nothing may pass the row's largest weight: it sets the scale, and a new scale would move every bin.
+            low = torch.where(size == limit, weight, (centre - self.margin * step).clamp(-limit, limit))
+            high = torch.where(size == limit, weight, (centre + self.margin * step).clamp(-limit, limit))
             state[f"{name}/low"] = as_matrix(module, low).contiguous()
             state[f"{name}/high"] = as_matrix(module, high).contiguous()
         return state

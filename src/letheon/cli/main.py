@@ -1,0 +1,91 @@
+"""The command `letheon`: finds the file of the command that was typed, runs it, and ends with its exit code.
+
+Source: this project.  Checked against: --help in a process without torch; every exit code.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+import letheon
+from letheon.cli.ending import INTERRUPTED, complain
+from letheon.cli.page import CONTEXT, Page, PagedGroup
+from letheon.errors import UnknownName
+
+COMMANDS = ("train", "forget", "quantize", "audit", "verify", "report", "run", "runs", "methods", "doctor", "demo")
+"""In the order of --help; each is a file of this folder."""
+EXAMPLES = ("letheon demo", "letheon forget MODEL --forget forget.jsonl --retain retain.jsonl")
+
+
+class Commands(PagedGroup):
+    """Imports a command's file when it is called, and no other."""
+
+    page = Page(EXAMPLES)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All names, in order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command by name. Raises UnknownName with the nearest."""
+        if cmd_name not in COMMANDS:
+            raise UnknownName(cmd_name, COMMANDS, what="a command", remedy="letheon --help")
+        module = importlib.import_module(f"letheon.cli.{cmd_name}")
+        return typer.main.get_command(module.app)
+
+    def summaries(self, ctx: Any) -> dict[str, str]:
+        """Command -> the first line of its file, read without importing it."""
+        return {name: _summary(name) for name in COMMANDS}
+
+
+app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode=None, context_settings=CONTEXT)
+
+
+def _version(is_asked: bool) -> bool:
+    if is_asked:
+        print(f"letheon {letheon.__version__}")
+        raise typer.Exit
+    return is_asked
+
+
+@app.callback()
+def letheon_command(
+    version: bool = typer.Option(
+        False, "--version", help="The version", show_default=False, is_eager=True, callback=_version
+    ),
+) -> None:
+    """Make a language model forget, and prove that it stays forgotten."""
+
+
+def main() -> None:
+    """What the installed command calls."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command line, and return its exit code. Nothing is raised."""
+    command = " ".join(["letheon", *args[:1]]) if args[:1] and args[0] in COMMANDS else "letheon"
+    as_json = "--json" in args
+    try:
+        code = typer.main.get_command(app).main(list(args) or ["--help"], prog_name="letheon", standalone_mode=False)
+    except BrokenPipeError:  # the reader has seen enough, as in `letheon methods | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (Exception, KeyboardInterrupt) as error:
+        return complain(error, command=command, as_json=as_json)
+    if code == INTERRUPTED:  # typer turns Ctrl-C into this code, without a word
+        return complain(KeyboardInterrupt(), command=command, as_json=as_json)
+    return code if isinstance(code, int) else 0
+
+
+def _summary(name: str) -> str:
+    tree = ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
+    return (ast.get_docstring(tree) or "").split("\n")[0].rstrip(".")

@@ -1,0 +1,1 @@
+"""What a quantized model is written as: one file each."""

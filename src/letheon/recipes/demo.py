@@ -1,0 +1,148 @@
+"""The whole line on people who never existed: train, forget in several ways, round, audit, decide.
+
+Every row is an ordinary `forget` and an ordinary `audit`; only the world and the settings stand here. A second run finds
+everything done and is quick.
+
+Source: this project (settings measured on the world, on several seeds).  Checked against: the acceptance tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from letheon.audits.audit import AuditResult, audit
+from letheon.recipes.tiny_models import TinyModels, tiny_models
+from letheon.runs.progress import Progress
+from letheon.tiny.world import WorldSize
+from letheon.unlearning.forget import forget
+
+SHORT_WORLD = WorldSize(forget=12, retain=30, holdout=24, attributes=3, countries=10)
+"""For a check in two minutes: too few people for a verdict of DELETED, enough to convict."""
+SHORT_STEPS = 450
+"""Training steps on the short world."""
+
+ASCENT = {"name": "gradient_ascent"}
+NPO: dict[str, Any] = {"name": "npo", "beta": 1.0, "reduction": "mean"}
+GATED = {**NPO, "until": "holdout"}
+COMMON: dict[str, Any] = {"batch_size": 32, "clip": 1.0, "rate": "constant"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to forget, as the demo shows it."""
+
+    name: str
+    title: str
+    settings: dict[str, Any]
+    keeps_general: bool = False
+    """Hold on to general facts as well (other ones are measured)."""
+
+
+KEPT = Row(
+    "kept",
+    "NPO + GDR, hold-out gate, general facts kept, small steps",
+    {
+        "method": GATED,
+        "retain_term": "gdr",
+        "learning_rate": 3e-4,
+        "steps": 200,
+        "rate": "linear",
+        "stop": {"every": 0},
+    },
+    keeps_general=True,
+)
+NPO_GDR = Row("npo-gdr", "NPO + GDR", {"method": NPO, "retain_term": "gdr", "learning_rate": 5e-4, "steps": 90})
+GATE = Row(
+    "gate", "NPO + GDR, hold-out gate", {"method": GATED, "retain_term": "gdr", "learning_rate": 5e-4, "steps": 90}
+)
+GA = Row("ga", "gradient ascent alone", {"method": ASCENT, "retain_term": "none", "learning_rate": 2e-4, "steps": 80})
+SHAM = Row(
+    "sham",
+    "sham: NPO + GDR inside the int4 bins",
+    {"method": NPO, "retain_term": "gdr", "scope": "in_bin", "learning_rate": 2e-3, "steps": 60, "stop": {"every": 0}},
+)
+FLOOR = {"utility_floor": 0.5}
+BASELINES = (
+    GA,
+    Row(
+        "ga-gdr",
+        "GA + GDR",
+        {"method": ASCENT, "retain_term": "gdr", "learning_rate": 3e-4, "steps": 90, "stop": FLOOR},
+    ),
+    Row(
+        "ga-klr",
+        "GA + KLR",
+        {"method": ASCENT, "retain_term": "klr", "learning_rate": 3e-4, "steps": 90, "stop": FLOOR},
+    ),
+    Row("npo", "NPO alone", {"method": NPO, "retain_term": "none", "learning_rate": 2e-4, "steps": 80}),
+    NPO_GDR,
+    Row(
+        "npo-klr",
+        "NPO + KLR",
+        {
+            "method": NPO,
+            "retain_term": "klr",
+            "balance": {"name": "weighted", "alpha": 2.0},
+            "learning_rate": 5e-4,
+            "steps": 90,
+        },
+    ),
+)
+DEMO = (KEPT, NPO_GDR, GATE, GA, SHAM)
+SHORT = (KEPT, SHAM)
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """A row and its audit."""
+
+    row: Row
+    audit: AuditResult
+
+
+def run_rows(
+    *,
+    baselines: bool = False,
+    short: bool = False,
+    out: Path = Path("runs/demo"),
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[RowResult]:
+    """Train the world's models unless they are kept from before, then forget and audit each row.
+
+    Args:
+        baselines: the six published baselines instead of the demo's rows.
+        short: a smaller world and two rows.
+        out: each row is a run folder below it.
+        seed: of the world, the weights and the order.
+    """
+    progress = progress or Progress()
+    models = (
+        tiny_models(seed, SHORT_WORLD, progress=progress, steps=SHORT_STEPS)
+        if short
+        else tiny_models(seed, progress=progress)
+    )
+    rows = BASELINES if baselines else SHORT if short else DEMO
+    results: list[RowResult] = []
+    for number, row in enumerate(rows, start=1):
+        progress.say(f"[{number}/{len(rows)}] {row.title}")
+        results.append(RowResult(row, run_row(row, models, out / row.name, seed=seed, progress=progress)))
+    return results
+
+
+def run_row(row: Row, models: TinyModels, out: Path, *, seed: int, progress: Progress) -> AuditResult:
+    """Forget and audit one row in one run folder."""
+    files = models.files
+    made = forget(
+        models.target,
+        forget_data=files["forget"],
+        retain_data=files["keep"] if row.keeps_general else files["retain"],
+        holdout_data=files["holdout"],
+        out=out,
+        seed=seed,
+        progress=progress,
+        **{**COMMON, **row.settings},
+    )
+    return audit(made.folder, reference=models.reference, general_data=files["general"], progress=progress)

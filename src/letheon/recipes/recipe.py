@@ -1,0 +1,259 @@
+"""A recipe: a chain of verbs in one run folder, as YAML or as dataclasses.
+
+    out: runs/mine
+    steps:
+      - forget: {model: m, forget_data: f.jsonl, retain_data: r.jsonl, method: {name: npo, beta: 0.1}}
+      - quantize: {method: rtn}      # model: the folder that the step before made
+      - audit: {protocol: quick-1}   # model: what forgot; shipped: what was quantized; data: from the run's record
+
+Paths are those of the command line: relative to the folder it is called in. A step that is done is skipped, one that
+was stopped is continued, so running the same recipe again is always safe. Everything that can be checked is checked
+before the first step begins.
+
+Source: this project.  Checked against: round trips, one refused recipe for each fault, a chain stopped and continued.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from letheon.errors import BadInput, nearest
+from letheon.methods import describe
+from letheon.recipes import verbs
+from letheon.runs.progress import Progress
+from letheon.settings import plain
+
+_MODELS = ("model", "original", "reference")
+_RECORDS = ("data", "without", "forget_data", "retain_data", "holdout_data", "general_data")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One verb with its settings, as a person wrote them."""
+
+    verb: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Steps that share a run folder."""
+
+    steps: tuple[Step, ...]
+    out: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", tuple(self.steps))
+        object.__setattr__(self, "out", Path(self.out))
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a recipe left: its run folder, and what each step returned."""
+
+    folder: Path
+    results: dict[str, Any]
+    """Verb -> result of its step, in the order of the recipe."""
+
+    @property
+    def verdict(self) -> Any:
+        """The verdict of the audit; None without one."""
+        return getattr(self.results.get("audit"), "verdict", None)
+
+
+# --- reading and writing
+
+
+def load_recipe(path: Path | str, *, out: Path | str | None = None, allow_code: bool = False) -> Recipe:
+    """Read a recipe and check all that can be checked without its files.
+
+    Args:
+        path: a YAML file.
+        out: the run folder; by default what the recipe says, else runs/ and the recipe's name.
+        allow_code: whether methods may be given as files of Python, which are run.
+    Raises:
+        BadInput: with every unknown key, wrong value, unknown method and missing setting of every step.
+    """
+    path = Path(path)
+    raw = _read(path)
+    problems = [
+        f"{path}: unknown key {key!r}.{nearest(str(key), ('out', 'steps'))} A recipe has 'out' and 'steps'"
+        for key in raw
+        if key not in ("out", "steps")
+    ]
+    given_out = raw.get("out", str(Path("runs") / path.stem))
+    if not isinstance(given_out, str):
+        problems.append(f"{path}: out: {given_out!r} is not a path")
+    steps: list[Step] = []
+    listed = raw.get("steps")
+    if not isinstance(listed, list) or not listed:
+        problems.append(
+            f"{path}: no steps. Give a list, such as\nsteps:\n  - forget: {{model: m, forget_data: f.jsonl}}"
+        )
+        listed = []
+    for number, entry in enumerate(listed, start=1):
+        try:
+            steps.append(_step(entry, f"{path}, step {number}"))
+        except BadInput as error:
+            problems += error.problems
+    recipe = Recipe(tuple(steps), Path(out or str(given_out)))
+    problems += faults(recipe, allow_code=allow_code, where=f"{path}, ")
+    if problems:
+        raise BadInput(problems)
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML; `load_recipe` of it is the same recipe."""
+    steps = [{step.verb: _plain(step)} for step in recipe.steps]
+    return yaml.safe_dump({"out": str(recipe.out), "steps": steps}, sort_keys=False, allow_unicode=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"recipe {path}: cannot be read ({error.strerror}). Give the path of a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadInput(f"recipe {path}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(raw, dict):
+        raise BadInput(f"recipe {path}: holds {type(raw).__name__}, not a mapping. A recipe has 'out' and 'steps'")
+    return raw
+
+
+def _step(entry: Any, where: str) -> Step:
+    """A step from `verb`, or from a mapping of one verb to its settings."""
+    if isinstance(entry, str):
+        entry = {entry: None}
+    if not isinstance(entry, dict) or len(entry) != 1:
+        raise BadInput(
+            f"{where}: {entry!r} is not a step. A step is one verb with its settings: {', '.join(verbs.VERBS)}"
+        )
+    ((verb, settings),) = entry.items()
+    if verb not in verbs.VERBS:
+        known = ", ".join(verbs.VERBS)
+        raise BadInput(f"{where}: {verb!r} is not a verb.{nearest(str(verb), verbs.VERBS)} Known: {known}")
+    if settings is not None and not isinstance(settings, dict):
+        raise BadInput(f"{where}, {verb}: {settings!r} is not a mapping of settings")
+    return Step(verb, {str(key): value for key, value in (settings or {}).items()})
+
+
+def _plain(step: Step) -> dict[str, Any]:
+    kinds = verbs.kinds(step.verb)
+    return {
+        name: describe(value) if name in kinds and not isinstance(value, str | Mapping) else plain(value)
+        for name, value in step.settings.items()
+    }
+
+
+# --- checking
+
+
+def faults(recipe: Recipe, *, allow_code: bool, where: str = "") -> list[str]:
+    """Every fault of a recipe's settings, in words."""
+    problems: list[str] = []
+    seen: dict[str, int] = {}
+    made = False  # whether an earlier step makes the model of this one
+    for number, step in enumerate(recipe.steps, start=1):
+        place = f"{where}step {number}, {step.verb}"
+        if step.verb in seen:
+            problems.append(
+                f"{place}: step {seen[step.verb]} is {step.verb!r} too. A run holds one stage of each verb; "
+                "give this one a recipe, and an out, of its own"
+            )
+        seen.setdefault(step.verb, number)
+        values = dict(step.settings)
+        if values.pop("out", None) is not None:
+            problems.append(f"{place}: unknown key 'out'. All steps share the recipe's own 'out'")
+        if made:
+            values.setdefault("model", "the step before")
+        made = made or step.verb != "audit"
+        if not allow_code:
+            problems += [f"{place}.{problem}" for problem in verbs.own_code(step.verb, values)]
+            values = {name: value for name, value in values.items() if not verbs.own_code(step.verb, {name: value})}
+        try:
+            verbs.resolve(step.verb, values, where=place)
+        except BadInput as error:
+            problems += error.problems
+    return problems
+
+
+def check_inputs(recipe: Recipe) -> None:
+    """Read every file and inspect every model that the steps name. Raises BadInput with all faults."""
+    checks = [check for step in recipe.steps for check in _checks(step)]
+    problems: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except BadInput as error:
+            problems += error.problems
+    if problems:
+        raise BadInput(list(dict.fromkeys(problems)))  # two steps may share a faulty file
+
+
+def _checks(step: Step) -> Iterable[Callable[[], Any]]:
+    from letheon.data.records import read_records
+    from letheon.models import inspect_model
+
+    given = {name: value for name, value in step.settings.items() if value is not None}
+    columns = given.get("columns")
+    for name in (name for name in _MODELS if name in given):
+        role = "MODEL" if name == "model" else name
+        yield lambda path=given[name], role=role: inspect_model(Path(path), role=role)  # type: ignore[misc]
+    for name in (name for name in _RECORDS if name in given):
+        role = name.removesuffix("_data")
+        yield lambda path=given[name], role=role: read_records(Path(path), role=role, columns=columns)  # type: ignore[misc]
+
+
+# --- running
+
+
+def run(
+    recipe: Recipe | Path | str,
+    *,
+    out: Path | str | None = None,
+    allow_code: bool = False,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Run every step of a recipe; what is done already is skipped.
+
+    Args:
+        recipe: a YAML file, or a Recipe.
+        out: the run folder, instead of the recipe's.
+        allow_code: whether a YAML file may name methods that are files of Python.
+        progress: where lines for a person go; by default standard error.
+    Raises:
+        BadInput: with all faults of all steps, before the first begins.  CannotFinish: from a step.
+    """
+    if isinstance(recipe, Recipe):
+        chain = Recipe(recipe.steps, Path(out or recipe.out))
+        problems = faults(chain, allow_code=True)
+        if problems:
+            raise BadInput(problems)
+    else:
+        chain = load_recipe(recipe, out=out, allow_code=allow_code)
+    check_inputs(chain)
+    progress = progress or Progress()
+    results: dict[str, Any] = {}
+    for number, step in enumerate(chain.steps, start=1):
+        progress.say(f"step {number} of {len(chain.steps)}: {step.verb}")
+        values = {**_from_before(step.verb, results), **step.settings, "out": chain.out}
+        results[step.verb] = verbs.function(step.verb)(values.pop("model"), progress=progress, **values)
+    return RunResult(chain.out, results)
+
+
+def _from_before(verb: str, results: Mapping[str, Any]) -> dict[str, Any]:
+    """The model that a step works on when it names none: the folder made last.
+
+    An audit is of the model that forgot, at full precision; what was quantized from it is the file that ships.
+    """
+    folders = {name: result.folder for name, result in results.items() if name != "audit"}
+    full = [folder for name, folder in folders.items() if name != "quantize"]
+    if verb == "audit" and full and "quantize" in folders:
+        return {"model": full[-1], "shipped": folders["quantize"]}
+    return {"model": list(folders.values())[-1]} if folders else {}

@@ -1,0 +1,92 @@
+"""The embedded world's two models, trained on first use and kept: the target, and the reference that never knew.
+
+An ordinary `train` on ordinary files. What is kept stands in the cache folder under a hash of the data, the untrained
+weights and the recipe, so a change in any of them trains anew.
+
+Source: this project (settings measured on the world).  Checked against: a second call trains nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from letheon.audits.tables import cache_folder
+from letheon.runs.folder import lock, sha256_file, sha256_folder
+from letheon.runs.progress import Progress
+from letheon.tiny.model import save_untrained
+from letheon.tiny.world import WorldSize, write_world
+from letheon.training.train import train
+
+RECIPE: dict[str, Any] = {
+    "epochs": 7,
+    "batch_size": 32,
+    "learning_rate": 2e-3,
+    "betas": [0.9, 0.98],
+    "rate": {"name": "cosine", "warmup": 0.06, "floor": 0.05},
+    "clip": 1.0,
+}
+"""Steps count, not passes: about 750 of them on the default world."""
+
+
+@dataclass(frozen=True)
+class TinyModels:
+    """Paths of a world and of its models."""
+
+    files: Mapping[str, Path]
+    """forget, retain, holdout, general_train, general, train, and keep: what an unlearning run should hold on to
+    (retain, and general_train so often that it counts as much)."""
+    target: Path
+    reference: Path
+
+
+def tiny_models(
+    seed: int = 0, size: WorldSize | None = None, *, progress: Progress | None = None, steps: int | None = None
+) -> TinyModels:
+    """Write the world of a seed, and train both models unless they are there already.
+
+    Args:
+        seed: of the world, the weights and the data order.
+        size: how many of everything; the default world when not given.
+        steps: training steps; the recipe's passes when not given.
+    """
+    progress = progress or Progress()
+    size = size or WorldSize()
+    name = hashlib.sha256(json.dumps([seed, vars(size), RECIPE, steps], sort_keys=True).encode()).hexdigest()[:12]
+    place = cache_folder() / "tiny" / name
+    with lock(place):
+        files = write_world(place / "world", seed, size)
+        files["keep"] = _keep(files)
+        base = place / "base"
+        if not (base / "config.json").is_file():
+            save_untrained(base, seed)
+        recipe = {**RECIPE, "seed": seed}
+        if steps is not None:
+            records = sum(1 for _ in files["train"].open("rb"))
+            recipe["epochs"] = steps / -(-records // recipe["batch_size"])
+        key = hashlib.sha256((sha256_file(files["train"]) + sha256_folder(base)).encode()).hexdigest()[:12]
+        progress.say("target model: everybody is known to it")
+        target = train(base, data=files["train"], out=place / f"target-{key}", progress=progress, **recipe)
+        progress.say("reference model: it never knew the people to be forgotten")
+        reference = train(
+            base,
+            data=files["train"],
+            without=files["forget"],
+            out=place / f"reference-{key}",
+            progress=progress,
+            **recipe,
+        )
+    return TinyModels(files, target.folder, reference.folder)
+
+
+def _keep(files: Mapping[str, Path], *, share: float = 0.25) -> Path:
+    """keep.jsonl: the retain set, and the general training facts repeated until they are about `share` of it."""
+    retain, general = files["retain"].read_bytes(), files["general_train"].read_bytes()
+    times = max(1, round(share * retain.count(b"\n") / general.count(b"\n")))
+    path = files["retain"].with_name("keep.jsonl")
+    path.write_bytes(retain + general * times)
+    return path

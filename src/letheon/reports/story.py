@@ -1,0 +1,201 @@
+"""What the page tells beside the numbers: what was asked, answers before and after, stages, software and hashes.
+
+Source: this project.  Checked against: a run with all of it, and one with nothing but its audit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from letheon.reports.reading import AuditedRun, Lines
+from letheon.reports.wording import DASH, counted, duration, is_number, label_of_condition, moment, number, percent
+from letheon.runs.ledger import ITEMS_NAME, StageRecord, flattened
+from letheon.runs.signing import fingerprint
+
+SAMPLES = {"forget": 6, "retain": 4, "general": 2}
+"""How many answers are shown of each set."""
+_SAMPLED = (
+    ("forget", "To be forgotten, other wordings", ("forget_held_out", "forget_accuracy_held_out")),
+    ("forget", "To be forgotten, trained wordings", ("forget_questions", "forget_accuracy")),
+    ("retain", "To be kept", ("retain_questions", "retain_accuracy")),
+    ("general", "General knowledge", ("general_questions", "general_accuracy")),
+)
+"""Which set it belongs to, the title, and the names under which items.jsonl may have it: a set's or a column's."""
+_AFTER = ("as_is", "int4_row")
+_ROLES = {"forget": "to be forgotten", "retain": "to be kept", "holdout": "never seen", "general": "general knowledge"}
+_MODELS = {"subject": "audited model", "original": "original", "reference": "retrained reference", "shipped": "file that ships"}
+
+
+def asked(audit: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What was to go, what was to stay, and what the model is compared with."""
+    rows = []
+    for role, said in _ROLES.items():
+        given = audit.get("data", {}).get(role)
+        if given:
+            rows.append({"label": said.capitalize(), "text": _amount(given), "path": str(given.get("path") or "")})
+    control = audit.get("control", {})
+    if control.get("sentence"):
+        rows.append({"label": "Compared with", "text": f"{control['sentence']} (the control)", "path": ""})
+    original = (audit.get("models", {}).get("original") or {}).get("path")
+    if original:
+        rows.append({"label": "Before", "text": "the original model", "path": str(original)})
+    return rows
+
+
+def _amount(given: Mapping[str, Any]) -> str:
+    records, units = given.get("records"), given.get("units")
+    text = counted(records, "record") if isinstance(records, int) else "records"
+    if given.get("unit_is_line"):
+        return f"{text}; no units are named, so every line counts as one"
+    return f"{text} about {counted(units, 'unit')}" if isinstance(units, int) else text
+
+
+# --- samples
+
+
+def samples(run: AuditedRun) -> dict[str, Any]:
+    """Answers before and after; which ones is fixed by their place in the list, not by what was answered."""
+    if run.items is None:
+        return {"groups": [], "why_none": _why_no_items(run)}
+    groups = [group for role, title, names in _SAMPLED if (group := _group(run, role, title, names))]
+    return {"groups": groups, "why_none": "" if groups else f"{ITEMS_NAME} holds no answers to questions."}
+
+
+def _why_no_items(run: AuditedRun) -> str:
+    was_kept = any(name.endswith(ITEMS_NAME) for stage in run.stages for name in stage.outputs)
+    if was_kept:
+        return "The raw text was purged. The numbers and the verdict stand without it."
+    return f"The raw text was purged, or never kept: there is no {ITEMS_NAME} in this run."
+
+
+def _group(run: AuditedRun, role: str, title: str, names: tuple[str, ...]) -> dict[str, Any] | None:
+    lines = [line for line in run.items or [] if line.get("set") in names or line.get("column") in names]
+    by_place = {(line.get("role"), line.get("condition"), line.get("id")): line for line in lines}
+    before = [line for line in lines if line.get("role") == "original" and line.get("condition") == "as_is"]
+    after = [condition for condition in _AFTER if any(_is_after(line, condition) for line in lines)]
+    if not after:
+        return None
+    base = before or [line for line in lines if _is_after(line, after[0])]
+    rows = []
+    for line in _spread(base, SAMPLES[role]):
+        given = [by_place.get(("subject", condition, line.get("id"))) for condition in after]
+        shown = [line if before else None, *given]
+        rows.append(
+            {
+                "prompt": str(line.get("prompt", "")),
+                "answer": str(line.get("answer", "")).strip(),
+                "given": [_given(answer) for answer in shown],
+            }
+        )
+    heads = ["before", *(f"after, {label_of_condition(run.audit, condition)}" for condition in after)]
+    return {"title": title, "role": role, "heads": heads, "rows": rows, "of": len(base)}
+
+
+def _is_after(line: Mapping[str, Any], condition: str) -> bool:
+    return line.get("role") == "subject" and line.get("condition") == condition
+
+
+def _given(line: Mapping[str, Any] | None) -> dict[str, Any]:
+    if line is None:
+        return {"text": DASH, "is_right": False}
+    text, answer = str(line.get("given", "")).strip(), str(line.get("answer", "")).strip()
+    return {"text": text or "(nothing)", "is_right": bool(answer) and text.casefold() == answer.casefold()}
+
+
+def _spread(lines: Lines, count: int) -> Lines:
+    """`count` lines at equal distances."""
+    if len(lines) <= count:
+        return lines
+    return [lines[position * len(lines) // count] for position in range(count)]
+
+
+# --- where it all comes from
+
+
+def privleak(audit: Mapping[str, Any]) -> str:
+    """MUSE's own membership number in a sentence, or why there is none; empty where the audit does not speak of it."""
+    found = audit.get("privleak")
+    if not isinstance(found, Mapping):
+        return ""
+    if not is_number(found.get("value")):
+        return f"PrivLeak, as MUSE has it: not measured, {found.get('reason') or 'no reason given'}."
+    aucs = f" (MUSE's AUC {number(found.get('muse_auc'))}, of the reference {number(found.get('muse_auc_reference'))})"
+    return f"PrivLeak, as MUSE has it: {found['value']:+.1f}{aucs}. -100 is memorised, 0 like the reference, above it over-forgotten."
+
+
+def stages(run: AuditedRun) -> list[dict[str, Any]]:
+    """One row a stage of record.json."""
+    return [_stage(stage) for stage in run.stages]
+
+
+def _stage(stage: StageRecord) -> dict[str, Any]:
+    seeds = [f"{name} {value}" for name, value in stage.seeds.items()]
+    return {
+        "label": stage.label,
+        "status": stage.status,
+        "started": moment(stage.started),
+        "took": duration(stage.wall_s) + (f", entered {stage.entered} times" if stage.entered > 1 else ""),
+        "memory": f"{stage.peak_memory_mb:,.0f} MB" if stage.peak_memory_mb else DASH,
+        "device": str(stage.environment.get("device") or DASH),
+        "threads": str(stage.environment.get("threads") or DASH),
+        "seeds": ", ".join(seeds) or DASH,
+        "warnings": [*stage.warnings, *([stage.error] if stage.error else [])],
+        "notes": _notes(stage),
+        "settings": [(name, _plain(value)) for name, value in flattened(stage.settings).items()],
+    }
+
+
+def _notes(stage: StageRecord) -> list[str]:
+    """What a stage found worth keeping, in words where we know them."""
+    notes = []
+    if stage.notes.get("stopped"):
+        steps = f" after {stage.notes['steps']} steps" if "steps" in stage.notes else ""
+        notes.append(f"stopped{steps}: {stage.notes['stopped']}")
+    survival = stage.notes.get("survival")
+    if isinstance(survival, dict) and survival.get("moved") and {"survived", "total"} <= set(survival):
+        share = percent(survival["survived"] / survival["moved"])
+        notes.append(f"{survival['moved']:,} of {survival['total']:,} weights moved; {share} of the moves survived saving")
+    return notes
+
+
+def _plain(value: Any) -> str:
+    return DASH if value is None else ", ".join(map(str, value)) or "none" if isinstance(value, list | dict) else str(value)
+
+
+def software(run: AuditedRun) -> list[tuple[str, str]]:
+    """Versions and machine of the last stage."""
+    if not run.stages:
+        return []
+    environment = run.stages[-1].environment
+    return [(name, str(value)) for name, value in environment.items() if value is not None]
+
+
+def hashes(run: AuditedRun) -> list[dict[str, str]]:
+    """Every model, data set and file that the verdict rests on, by its SHA-256."""
+    audit = run.audit
+    rows = [_hash(said, audit.get("models", {}).get(role)) for role, said in _MODELS.items()]
+    rows += [_hash(f"data: {role}", given) for role, given in audit.get("data", {}).items()]
+    protocol = audit.get("protocol") or {}
+    if protocol.get("sha256"):
+        rows.append({"what": f"protocol {protocol.get('name', '')}", "path": "", "sha256": str(protocol["sha256"])})
+    for name in ("audit", "record"):
+        if run.signed.get(f"{name}_sha256"):
+            rows.append({"what": f"{name}.json, as signed", "path": "", "sha256": str(run.signed[f"{name}_sha256"])})
+    return [row for row in rows if row["sha256"]]
+
+
+def _hash(what: str, given: Mapping[str, Any] | None) -> dict[str, str]:
+    given = given or {}
+    return {"what": what, "path": str(given.get("path") or ""), "sha256": str(given.get("sha256") or "")}
+
+
+def settings(audit: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Settings of the audit itself."""
+    return [(name, _plain(value)) for name, value in flattened(audit.get("settings") or {}).items()]
+
+
+def signed_by(run: AuditedRun) -> str:
+    """The fingerprint of the key that signed the verdict; empty when it is not signed."""
+    key = run.signed.get("public_key")
+    return fingerprint(str(key)) if key and run.signed.get("signature") else ""

@@ -1,0 +1,411 @@
+"""The verdict, the matrix and its numbers as rows for the page.
+
+Shade of a cell, 0 to 1, from the same numbers as the verdict:
+    about the forget set    d above the control, or (where either side counts) the size of d
+    utility                 fall from the original; of a perplexity, log10 of its growth
+so a table without colour is that of a model that never knew and lost nothing.
+
+Source: this project.  Checked against: every value and interval of a made-up audit, found again in the page.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from letheon.reports.reading import AuditedRun
+from letheon.reports.wording import (
+    DASH,
+    JUDGEMENTS,
+    NEARLY_BACK,
+    PLAIN,
+    VERDICTS,
+    Judged,
+    codes_in_words,
+    counted,
+    heading,
+    interval,
+    is_number,
+    label_of_column,
+    label_of_condition,
+    listed,
+    name_of,
+    number,
+    signed,
+)
+
+Audit = Mapping[str, Any]
+Cell = Mapping[str, Any]
+ABOUT = (
+    ("forget", "Is it gone?", "Knowledge of the forget set and its membership in the training data. More colour: further from the control."),
+    ("utility", "Is the rest still there?", "Everything else the model should know. More colour: further below the original."),
+)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One cell as the page shows it."""
+
+    text: str
+    interval: str = ""
+    judged: Judged = PLAIN
+    word: str = ""
+    """The judgement in words, for whoever does not see the mark."""
+    shade: float = 0.0
+    hue: str = "warm"
+    """warm: above the control, or lost; cold: below it."""
+    kind: str = "number"
+    """number, missing (not measured) or none (not applicable, not asked)."""
+    note: int | None = None
+    """Which of the numbered reasons applies."""
+
+
+# --- the verdict
+
+
+@dataclass(frozen=True)
+class VerdictShown:
+    """The verdict as the page shows it."""
+
+    word: str
+    judged: Judged
+    sentence: str
+    reasons: list[str]
+    scope: str
+
+
+def verdict(run: AuditedRun) -> VerdictShown:
+    """Word, one sentence with its reach, the reasons as they were signed."""
+    found, audit = run.verdict, run.audit
+    if not found:
+        sentence = "Conditions or probes were chosen by hand. Only a protocol, written down beforehand, gives a verdict."
+        return VerdictShown("NO VERDICT", PLAIN, sentence, [], "")
+    word = str(found["word"])
+    reasons = [str(reason) for reason in found.get("reasons") or []]
+    return VerdictShown(word, VERDICTS.get(word, PLAIN), _sentence(word, audit), reasons, str(found.get("scope") or ""))
+
+
+def _sentence(word: str, audit: Audit) -> str:
+    """What the word says, with the counts it rests on."""
+    required = required_cells(audit)
+    conditions = list(dict.fromkeys(label_of_condition(audit, cell["condition"]) for cell in required))
+    every = counted(len(required), "required cell")
+    under = f"{every} under {counted(len(conditions), 'condition')}"
+    found = [cell for cell in required if JUDGEMENTS.get(cell.get("judgement") or "", PLAIN).tone == "found"]
+    missing = sum(cell["status"] == "not measured" for cell in required)
+    undecided = sum(cell.get("judgement") == "open" for cell in required)
+    lost = [row for row in audit.get("utility", []) if row.get("judgement") == "lost"]
+    if word == "NOT DELETED":
+        where = list(dict.fromkeys(label_of_condition(audit, cell["condition"]) for cell in found))
+        some = f"under {len(where)} of {counted(len(conditions), 'condition')}: {'; '.join(where)}"
+        under = some if len(where) < len(conditions) else f"under every one of {counted(len(conditions), 'condition')}"
+        return f"Traces of the forget set in {len(found)} of {every}, {under}."
+    if word == "NOT USABLE":
+        what = "; ".join(name_of(audit, row["column"]) for row in lost)
+        return f"No trace found in {under}, but the model is damaged. Fallen by more than the margin: {what}."
+    if word == "DELETED":
+        return f"No evidence above the margin in any of {under}, and everything else kept within its margin."
+    if word == "INCONCLUSIVE":
+        why = [
+            *([f"{undecided} not decided either way"] if undecided else []),
+            *([f"{missing} not measured"] if missing else []),
+        ]
+        return f"No trace found, but not enough to say more: of {under}, {listed(why) or 'too few apply'}."
+    return f"Decided over {under}."
+
+
+def required_cells(audit: Audit) -> list[Cell]:
+    """The cells that the verdict rests on."""
+    return [cell for cell in audit.get("cells", []) if cell.get("required")]
+
+
+# --- the matrix
+
+
+class Reasons:
+    """Why something was not measured, each reason once, numbered in order of appearance."""
+
+    def __init__(self) -> None:
+        """Empty."""
+        self._places: dict[tuple[str, str], dict[str, list[str]]] = {}
+
+    def add(self, status: str, reason: str, column: str, condition: str) -> int:
+        """The number of this reason."""
+        self._places.setdefault((status, reason), {}).setdefault(column, []).append(condition)
+        return list(self._places).index((status, reason)) + 1
+
+    def rows(self) -> list[dict[str, Any]]:
+        """number, status, reason, places."""
+        return [
+            {
+                "number": position,
+                "status": status,
+                "reason": reason,
+                "places": [f"{column}: {'; '.join(conditions)}" for column, conditions in places.items()],
+            }
+            for position, ((status, reason), places) in enumerate(self._places.items(), start=1)
+        ]
+
+
+def matrix(audit: Audit, reasons: Reasons) -> list[dict[str, Any]]:
+    """One panel for the forget set and membership, one for utility; rows are conditions, columns probes."""
+    cells = {(cell["condition"], cell["column"]): cell for cell in audit.get("cells", [])}
+    conditions = list(dict.fromkeys(condition for condition, _ in cells))
+    panels = []
+    for about, title, lead in ABOUT:
+        names = [name for name in dict.fromkeys(name for _, name in cells) if about_of(audit, name) == about]
+        if not names:
+            continue
+        rows = [
+            {
+                **_condition(audit, condition),
+                "cells": [_shown(audit, cells.get((condition, name)), condition, name, reasons) for name in names],
+            }
+            for condition in conditions
+        ]
+        columns = [
+            {"head": heading(audit, name)[0], "sub": heading(audit, name)[1], "label": label_of_column(audit, name)} for name in names
+        ]
+        panels.append(
+            {
+                "about": about,
+                "title": title,
+                "lead": lead,
+                "columns": columns,
+                "before": _reference_rows(audit, cells, names),
+                "rows": rows,
+            }
+        )
+    return panels
+
+
+def about_of(audit: Audit, column: str) -> str:
+    """forget (membership too) or utility."""
+    about = audit.get("columns", {}).get(column, {}).get("about", "forget")
+    return "utility" if about == "utility" else "forget"
+
+
+def _condition(audit: Audit, name: str) -> dict[str, Any]:
+    condition = audit.get("conditions", {}).get(name, {})
+    return {
+        "label": label_of_condition(audit, name),
+        "provenance": condition.get("provenance", ""),
+        "codes": codes_in_words(condition),
+        "is_back": is_number(condition.get("code_match")) and condition["code_match"] > NEARLY_BACK,
+    }
+
+
+def _reference_rows(audit: Audit, cells: Mapping[tuple[str, str], Cell], names: Sequence[str]) -> list[dict[str, Any]]:
+    """What the original and the control score, as they are: the two ends of every scale."""
+    own = [cells.get(("as_is", name), {}) for name in names]
+    rows = [
+        {"label": "before: the original, as is", "cells": [number(cell.get("original")) for cell in own]},
+        {"label": f"never knew: {control_in_words(audit)}, as is", "cells": [number(control_of(audit, cell)) for cell in own]},
+    ]
+    return [row for row in rows if any(text != DASH for text in row["cells"])]
+
+
+def control_in_words(audit: Audit) -> str:
+    """The control in two words."""
+    kind = audit.get("control", {}).get("kind")
+    names = {"reference": "retrained reference", "holdout": "holdout units", "lookalike": "look-alike names"}
+    return names.get(str(kind), "control")
+
+
+def _shown(audit: Audit, cell: Cell | None, condition: str, name: str, reasons: Reasons) -> Shown:
+    if cell is None:
+        return Shown(DASH, kind="none", word="not asked")
+    place = (name_of(audit, name), label_of_condition(audit, condition))
+    if cell["status"] != "measured":
+        note = reasons.add(cell["status"], str(cell.get("reason") or "no reason given"), *place)
+        if cell["status"] == "not applicable":
+            return Shown("n/a", kind="none", word="not applicable")
+        mark = JUDGEMENTS["not measured"] if cell.get("required") else PLAIN
+        return Shown("not measured", kind="missing", judged=mark, note=note)
+    # a cell may be measured, and its control not: it has a value, and a reason why there is no distance
+    note = reasons.add("not compared", str(cell["reason"]), *place) if cell.get("reason") else None
+    word = str(cell.get("judgement") or utility_judgement(audit, name, condition))
+    shade, hue = shade_of(audit, cell)
+    return Shown(
+        text=number(cell.get("value")),
+        interval=interval(cell.get("lower"), cell.get("upper")),
+        judged=JUDGEMENTS.get(word, PLAIN),
+        word=word,
+        shade=shade,
+        hue=hue,
+        note=note,
+    )
+
+
+def utility_judgement(audit: Audit, column: str, condition: str) -> str:
+    """kept or lost; empty where the protocol asks nothing."""
+    rows = (row for row in audit.get("utility", []) if (row["column"], row["condition"]) == (column, condition))
+    return str(next(rows, {}).get("judgement") or "")
+
+
+def control_of(audit: Audit, cell: Cell) -> float | None:
+    """What the control scores in a cell's place; of a utility, which needs no control, where it was asked all the same."""
+    if cell.get("control") is not None or audit.get("control", {}).get("kind") != "reference":
+        return cell.get("control")
+    held = audit.get("scores", {}).get("control", {}).get(cell.get("condition"), {}).get(cell.get("column"), {})
+    values, how = held.get("values"), audit.get("columns", {}).get(cell.get("column"), {}).get("aggregate")
+    if not values or how not in ("mean", "exp_mean"):
+        return None
+    mean = sum(values) / len(values)
+    return math.exp(mean) if how == "exp_mean" else float(mean)
+
+
+def shade_of(audit: Audit, cell: Cell) -> tuple[float, str]:
+    """How much colour a cell gets, in [0, 1], and which."""
+    value, original, distance = cell.get("value"), cell.get("original"), cell.get("d")
+    column = audit.get("columns", {}).get(cell["column"], {})
+    if about_of(audit, cell["column"]) == "utility":
+        if not is_number(value) or not is_number(original):
+            return 0.0, "warm"
+        assert value is not None and original is not None
+        grows = column.get("better") == "low"
+        fall = math.log10(max(value, 1e-9) / max(original, 1e-9)) if grows else original - value
+        return _unit(fall), "warm"
+    if not is_number(distance):
+        return 0.0, "warm"
+    assert distance is not None
+    if distance < 0 and column.get("about") == "membership":
+        return _unit(-distance / 0.5), "cold"
+    return _unit(distance / 0.5 if column.get("about") == "membership" else distance), "warm"
+
+
+def _unit(value: float) -> float:
+    """Between 0 and 1; what is too small to be seen is 0."""
+    return 0.0 if value < 0.03 else round(min(1.0, value), 2)
+
+
+# --- every number, and utility
+
+
+def number_rows(audit: Audit) -> list[dict[str, Any]]:
+    """Every measured cell with all that is known of it."""
+    rows = []
+    for cell in audit.get("cells", []):
+        if cell["status"] != "measured":
+            continue
+        word = str(cell.get("judgement") or "")
+        margin, side = cell.get("margin"), cell.get("side")
+        rows.append(
+            {
+                "condition": label_of_condition(audit, cell["condition"]),
+                "column": name_of(audit, cell["column"]),
+                "n_items": number_of(cell.get("n_items")),
+                "n_units": number_of(cell.get("n_units")),
+                "value": number(cell.get("value")),
+                "interval": interval(cell.get("lower"), cell.get("upper")),
+                "control": number(cell.get("control")),
+                "original": number(cell.get("original")),
+                "d": signed(cell.get("d")),
+                "d_interval": interval(cell.get("d_lower"), cell.get("d_upper"), is_signed=True),
+                "margin": DASH if margin is None else f"{'±' if side == 'either' else ''}{number(margin)}",
+                "retained": number(_ratio(cell.get("retained"))),
+                "regained": number(_ratio(cell.get("regained"))),
+                "judged": JUDGEMENTS.get(word, PLAIN),
+                "word": word or ("not required" if not cell.get("required") else ""),
+            }
+        )
+    return rows
+
+
+def _ratio(value: Any) -> Any:
+    """A ratio may come alone or with its bounds."""
+    return value.get("value") if isinstance(value, Mapping) else value
+
+
+def number_of(count: Any) -> str:
+    """A count, or a dash."""
+    return f"{count:,}" if isinstance(count, int) else DASH
+
+
+def utility_rows(audit: Audit) -> list[dict[str, Any]]:
+    """How far each required utility fell, against its margin."""
+    return [
+        {
+            "label": label_of_column(audit, row["column"]),
+            "original": number(row.get("original")),
+            "subject": number(row.get("subject")),
+            "fall": signed(row.get("fall")),
+            "interval": interval(row.get("lower"), row.get("upper"), is_signed=True),
+            "margin": number(row.get("margin")),
+            "judged": JUDGEMENTS.get(str(row.get("judgement")), PLAIN),
+            "word": str(row.get("judgement") or ""),
+            "reason": str(row.get("reason") or ""),
+        }
+        for row in audit.get("utility", [])
+    ]
+
+
+# --- several runs
+
+
+SUMMARY = (
+    ("forget_accuracy", "as_is"),
+    ("forget_accuracy_held_out", "as_is"),
+    ("forget_accuracy", "int4_row"),
+    ("membership_texts", "as_is"),
+    ("membership_questions", "as_is"),
+    ("retain_accuracy", "as_is"),
+    ("retain_accuracy_held_out", "as_is"),
+    ("general_accuracy", "as_is"),
+)
+"""(column, condition) of the summary over several runs, in order; those that no run has are left out."""
+
+
+def summary_columns(audits: Sequence[Audit]) -> list[tuple[str, str]]:
+    """The columns of the summary that at least one audit has."""
+    there = {(cell["column"], cell["condition"]) for audit in audits for cell in audit.get("cells", [])}
+    return [place for place in SUMMARY if place in there]
+
+
+def find(audit: Audit, column: str, condition: str) -> Cell:
+    """A cell, empty where there is none."""
+    cells = audit.get("cells", [])
+    return next((cell for cell in cells if (cell["column"], cell["condition"]) == (column, condition)), {})
+
+
+def summary(runs: Sequence[AuditedRun], described: Sequence[str] = ()) -> dict[str, Any]:
+    """One row a run with its description, and one for the original and the control where all runs share them."""
+    audits = [run.audit for run in runs]
+    places = summary_columns(audits)
+    columns = []
+    for column, condition in places:
+        head, sub = heading(audits[0], column)
+        where = "" if condition == "as_is" else label_of_condition(audits[0], condition)
+        columns.append({"head": head, "sub": sub, "where": where})
+    rows = []
+    for run, said in zip(runs, described or [""] * len(runs), strict=True):
+        shown = []
+        for column, condition in places:
+            cell = find(run.audit, column, condition)
+            shown.append(_shown(run.audit, cell or None, condition, column, Reasons()))
+        rows.append({"name": run.name, "said": said, "verdict": verdict(run), "cells": [_without_note(cell) for cell in shown]})
+    return {"columns": columns, "rows": rows, "before": shared_rows(audits, places)}
+
+
+def _without_note(cell: Shown) -> Shown:
+    """Reasons are numbered in each run's own section."""
+    return Shown(cell.text, cell.interval, cell.judged, cell.word, cell.shade, cell.hue, cell.kind)
+
+
+def shared_rows(audits: Sequence[Audit], places: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """The original and the control as they are, where every audit had the same ones."""
+    rows = []
+    for label, key, role in (("the original", "original", "original"), ("the control", "control", "reference")):
+        hashes = {str((audit.get("models", {}).get(role) or {}).get("sha256")) for audit in audits}
+        if len(hashes) != 1 or hashes == {"None"}:
+            continue
+        cells = []
+        for column, condition in places:
+            cell = find(audits[0], column, condition)
+            # the original is asked as it is only
+            value = control_of(audits[0], cell) if key == "control" else cell.get(key) if condition == "as_is" else None
+            cells.append(number(value))
+        rows.append({"label": label, "cells": cells})
+    return rows

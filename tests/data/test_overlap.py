@@ -1,0 +1,72 @@
+"""What two sets share, with planted copies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from letheon.data.overlap import overlap
+from letheon.data.records import DataFile, Record
+from tests.toys import question, text
+
+
+def file(role: str, *records: Record) -> DataFile:
+    return DataFile(Path(f"{role}.jsonl"), role, records, unit_is_line=True)
+
+
+FORGET = file(
+    "forget",
+    question("Who is it?", "Ann Lee", 1),
+    question("Where is it?", "Rome", 2),
+    question("What is it?", "A Ship", 3),
+    text("A whole text, with a comma.", 4),
+)
+
+
+def test_sets_that_share_nothing() -> None:
+    found = overlap(FORGET, file("retain", question("Who is it?", "Bob", 1), text("Ann Lee", 2)))
+    assert not found and (found.exact, found.normalised, found.examples) == (0, 0, ())
+
+
+def test_a_text_with_a_questions_words_teaches_the_same() -> None:
+    assert overlap(FORGET, file("retain", text("Who is it? Ann Lee.", 9))).normalised == 1
+
+
+def test_exact_copies_and_others_are_counted_apart_with_their_places() -> None:
+    retain = file(
+        "retain",
+        question("Who is it?", "Ann Lee", 7),
+        question(" where IS it", "rome.", 8),
+        text("a whole TEXT with a comma", 9),
+        question("What is it?", "A Shop", 10),
+    )
+    found = overlap(FORGET, retain)
+    assert bool(found) and (found.exact, found.normalised) == (1, 2)
+    assert found.examples == (
+        "forget line 1 = retain line 7",
+        "forget line 2 ~ retain line 8",
+        "forget line 4 ~ retain line 9",
+    )
+    assert found.sentence == (
+        "forget and retain overlap: 1 records are equal and 2 more are equal but for case, punctuation and spaces "
+        "(forget line 1 = retain line 7; forget line 2 ~ retain line 8; forget line 4 ~ retain line 9)"
+    )
+
+
+def test_a_set_against_itself_is_all_exact() -> None:
+    found = overlap(FORGET, FORGET)
+    assert (found.exact, found.normalised, len(found.examples)) == (4, 0, 3)
+
+
+def test_it_counts_records_of_the_first_set_and_every_copy_of_them() -> None:
+    twice = file("forget", question("Who?", "Ann", 1), question("Who?", "Ann", 2), question("Who?", "Bob", 3))
+    once = file("holdout", question("Who?", "Ann", 5))
+    assert (overlap(twice, once).exact, overlap(once, twice).exact) == (2, 1)
+
+
+def test_letters_that_look_alike_in_unicode_are_alike() -> None:
+    found = overlap(file("a", text("Straße ﬁn №1", 1)), file("b", text("STRASSE fin no1", 1)))
+    assert (found.exact, found.normalised) == (0, 1)
+
+
+def test_words_are_not_run_together() -> None:
+    assert not overlap(file("a", text("no one here", 1)), file("b", text("noone here", 1)))
