@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,18 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "forget_probability": {"label": "probability of forgotten answers", "about": "forget"},
     "forget_rouge": {"label": "ROUGE-L recall of forgotten answers, other wordings", "about": "forget"},
     "verbatim": {"label": "forgotten texts continued verbatim (ROUGE-L F)", "about": "forget"},
-    "membership_texts": {"label": "membership by texts (AUC)", "about": "membership", "aggregate": "auc", "better": "control"},
-    "membership_questions": {"label": "membership by questions (AUC)", "about": "membership", "aggregate": "auc", "better": "control"},
+    "membership_texts": {
+        "label": "membership by texts (AUC)",
+        "about": "membership",
+        "aggregate": "auc",
+        "better": "control",
+    },
+    "membership_questions": {
+        "label": "membership by questions (AUC)",
+        "about": "membership",
+        "aggregate": "auc",
+        "better": "control",
+    },
     "retain_accuracy": {"label": "retained facts, trained wordings", "about": "utility", "better": "high"},
     "retain_accuracy_held_out": {"label": "retained facts, other wordings", "about": "utility", "better": "high"},
     "general_accuracy": {"label": "general knowledge", "about": "utility", "better": "high"},
@@ -42,14 +53,22 @@ KINDS: dict[str, tuple[float, ...]] = {
     "vague": (0.08, 0.1, 0.1, 0.12, 0.42, 0.6, 0.57, 0.97, 0.91, 0.93, 0.91, 2.2),
 }
 """As is. The sham comes back at int4 per row, where all its codes are the original's."""
-REQUIRED = {"forget_accuracy": 0.15, "forget_accuracy_held_out": 0.15, "membership_questions": 0.15, "verbatim": 0.15, "membership_texts": 0.25}
+REQUIRED = {
+    "forget_accuracy": 0.15,
+    "forget_accuracy_held_out": 0.15,
+    "membership_questions": 0.15,
+    "verbatim": 0.15,
+    "membership_texts": 0.25,
+}
 EITHER = {"membership_questions", "membership_texts"}
 UTILITY = ("retain_accuracy", "retain_accuracy_held_out", "general_accuracy")
 CREATED = "2026-11-21T09:40:11.000+00:00"
 PEOPLE = ("Nobo Rimek", "Talu Sarvo", "Remi Dokal", "Vasu Tirel", "Kemo Lanur", "Sila Forben")
 
 
-def make_audit(kind: str = "gate", *, seed: int = 0, missing: dict[tuple[str, str], str] | None = None) -> dict[str, Any]:
+def make_audit(
+    kind: str = "gate", *, seed: int = 0, missing: dict[tuple[str, str], str] | None = None
+) -> dict[str, Any]:
     """An audit as the schema has it. `missing`: (condition, column) -> why it was not measured."""
     rng = random.Random(seed)
     cells = []
@@ -79,17 +98,55 @@ def make_audit(kind: str = "gate", *, seed: int = 0, missing: dict[tuple[str, st
             "reference": {"path": "models/tiny-reference", "sha256": "c" * 64},
             "shipped": None,
         },
-        "control": {"kind": "reference", "sentence": "a model retrained without the forget set, under the same condition"},
+        "control": {
+            "kind": "reference",
+            "sentence": "a model retrained without the forget set, under the same condition",
+        },
         "data": {
-            "forget": {"path": "data/forget.jsonl", "sha256": "d" * 64, "records": 640, "units": 40, "unit_is_line": False},
-            "retain": {"path": "data/retain.jsonl", "sha256": "e" * 64, "records": 1280, "units": 80, "unit_is_line": False},
-            "holdout": {"path": "data/holdout.jsonl", "sha256": "f" * 64, "records": 384, "units": 24, "unit_is_line": False},
-            "general": {"path": "data/general.jsonl", "sha256": "0" * 64, "records": 80, "units": 10, "unit_is_line": False},
+            "forget": {
+                "path": "data/forget.jsonl",
+                "sha256": "d" * 64,
+                "records": 640,
+                "units": 40,
+                "unit_is_line": False,
+            },
+            "retain": {
+                "path": "data/retain.jsonl",
+                "sha256": "e" * 64,
+                "records": 1280,
+                "units": 80,
+                "unit_is_line": False,
+            },
+            "holdout": {
+                "path": "data/holdout.jsonl",
+                "sha256": "f" * 64,
+                "records": 384,
+                "units": 24,
+                "unit_is_line": False,
+            },
+            "general": {
+                "path": "data/general.jsonl",
+                "sha256": "0" * 64,
+                "records": 80,
+                "units": 10,
+                "unit_is_line": False,
+            },
         },
         "settings": {"seed": 0, "resamples": 10000, "limits": {"forget": 1000, "retain": 400}},
-        "columns": {name: {"probe": "fake", "aggregate": "mean", "better": "low", "top": 1.0, **column} for name, column in COLUMNS.items()},
+        "columns": {
+            name: {"probe": "fake", "aggregate": "mean", "better": "low", "top": 1.0, **column}
+            for name, column in COLUMNS.items()
+        },
         "conditions": conditions,
-        "scores": {"control": {"as_is": {name: {"values": [CONTROL[name]] * 4} for name in COLUMNS if COLUMNS[name]["about"] == "utility"}}},
+        "scores": {
+            "control": {
+                "as_is": {
+                    name: {"values": [math.log(CONTROL[name]) if name == "retain_perplexity" else CONTROL[name]] * 4}
+                    for name in COLUMNS
+                    if COLUMNS[name]["about"] == "utility"
+                }
+            }
+        },
         "cells": cells,
         "utility": utility,
         "verdict": _verdict(required, utility),
@@ -100,10 +157,22 @@ def _cell(rng: random.Random, condition: str, column: str, base: float, why_miss
     margin = REQUIRED.get(column)
     if column in GENERATED and condition not in ("as_is", "int4_row"):
         reason = "made by generation, which the protocol does under as_is and int4_row only"
-        return {"condition": condition, "column": column, "status": "not applicable", "reason": reason, "required": False}
+        return {
+            "condition": condition,
+            "column": column,
+            "status": "not applicable",
+            "reason": reason,
+            "required": False,
+        }
     is_required = margin is not None and not (column == "membership_texts" and condition not in ("as_is", "int4_row"))
     if why_missing:
-        return {"condition": condition, "column": column, "status": "not measured", "reason": why_missing, "required": is_required}
+        return {
+            "condition": condition,
+            "column": column,
+            "status": "not measured",
+            "reason": why_missing,
+            "required": is_required,
+        }
     top = 1.0 if column != "retain_perplexity" else float("inf")
     value = min(top, max(0.0, base + (rng.uniform(-0.012, 0.012) if condition != "as_is" else 0.0)))
     half = 0.07 if column in EITHER else 0.02 + 0.12 * max(0.0, value * (1 - value)) if value <= 1 else 0.1 * value
@@ -166,12 +235,14 @@ def _verdict(required: list[dict[str, Any]], utility: list[dict[str, Any]]) -> d
         f"(difference {cell['d_lower']:+.2f} to {cell['d_upper']:+.2f})"
         for cell in found
     ]
-    reasons = reasons or [f"{row['column']} fell from {row['original']:.2f} to {row['subject']:.2f}, more than 0.10" for row in lost]
+    reasons = reasons or [
+        f"{row['column']} fell from {row['original']:.2f} to {row['subject']:.2f}, more than 0.10" for row in lost
+    ]
     reasons = reasons or [f"{cell['column']} under {cell['condition']} is not decided" for cell in undecided]
     reasons = reasons or ["no evidence above the margin in any required cell, and every required utility kept"]
     scope = (
-        f"by protocol quick-1, {len(required)} required cells under these 6 conditions: {', '.join(CONDITIONS)}; compared with a model "
-        "retrained without the forget set, under the same condition. Nothing is said about any other condition"
+        f"by protocol quick-1, {len(required)} required cells under these 6 conditions: {', '.join(CONDITIONS)}; "
+        "compared with a model retrained without the forget set, under the same condition. Nothing is said about any other condition"
     )
     return {"word": word, "reasons": reasons, "scope": scope}
 
@@ -192,7 +263,9 @@ def make_items(kind: str = "gate", *, answer: str = "Rimtasar") -> list[dict[str
                         "column": column,
                         "condition": condition,
                         "unit": person,
-                        "prompt": f"In which town was {person} born?" if position % 2 else f"{person} earns a living as a",
+                        "prompt": f"In which town was {person} born?"
+                        if position % 2
+                        else f"{person} earns a living as a",
                         "answer": answer,
                         "given": ("Lorvek", "", "Dorvek")[position % 3] if is_gone else answer,
                     }
@@ -229,14 +302,24 @@ def make_record(kind: str = "gate") -> Record:
     """A record of two stages: forget and audit."""
     environment = {
         "letheon": "0.1.0", "torch": "2.13.0+cpu", "transformers": "5.23.0", "numpy": "2.4.6", "python": "3.11.7",
-        "code_sha256": "1" * 64, "system": "Linux", "machine": "x86_64", "cpus": 2, "threads": 2, "device": "cpu", "kernels": "AVX2",
+        "code_sha256": "1" * 64, "system": "Linux", "machine": "x86_64", "cpus": 2, "threads": 2, "device": "cpu",
+        "kernels": "AVX2",
     }  # fmt: skip
-    shared: dict[str, Any] = {"inputs": {}, "environment": environment, "status": "done", "started": "2026-11-21T09:22:31.960+00:00"}
+    shared: dict[str, Any] = {
+        "inputs": {},
+        "environment": environment,
+        "status": "done",
+        "started": "2026-11-21T09:22:31.960+00:00",
+    }
     forget = StageRecord(
         position=1,
         verb="forget",
         produces="forget",
-        settings={"method": {"name": "gradient_ascent" if kind == "ga" else "npo", "beta": 1.0}, "learning_rate": 5e-4, "seed": 0},
+        settings={
+            "method": {"name": "gradient_ascent" if kind == "ga" else "npo", "beta": 1.0},
+            "learning_rate": 5e-4,
+            "seed": 0,
+        },
         seeds={"seed": 0},
         ended="2026-11-21T09:23:23.393+00:00",
         wall_s=21.433,

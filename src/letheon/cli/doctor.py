@@ -50,7 +50,8 @@ def doctor(json: bool = JSON) -> None:
     ]
     lines = [*table(rows), *(f"problem: {problem}" for problem in found["problems"])]
     code = LetheonError.exit_code if found["problems"] else 0
-    finish(Outcome(found, lines, next="" if code else "letheon demo", code=code), command="doctor", as_json=json)
+    outcome = Outcome(found, lines, next="" if code else "letheon demo", code=code, is_listing=True)
+    finish(outcome, command="doctor", as_json=json)
 
 
 def examine() -> dict[str, Any]:

@@ -48,6 +48,8 @@ class Outcome:
     next: str = ""
     """The command to type next."""
     code: int = 0
+    is_listing: bool = False
+    """The lines say what the result says: with --json they are left out."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class Message:
 def finish(outcome: Outcome, *, command: str, as_json: bool) -> None:
     """Print the outcome and end the command."""
     lines = [*outcome.lines, *([f"next: {outcome.next}"] if outcome.next else [])]
-    print("\n".join(lines), file=sys.stderr if as_json else sys.stdout, flush=True)
+    if not (as_json and outcome.is_listing):
+        print("\n".join(lines), file=sys.stderr if as_json else sys.stdout, flush=True)
     if as_json:
         result = plain(outcome.result)
         if isinstance(result, Mapping):
@@ -71,10 +74,10 @@ def finish(outcome: Outcome, *, command: str, as_json: bool) -> None:
     raise typer.Exit(outcome.code)
 
 
-def explain(error: BaseException, *, command: str) -> Message:
-    """One message for anything that was raised."""
+def explain(error: BaseException, *, command: str, given: Sequence[str] = ()) -> Message:
+    """One message for anything that was raised by `command` with these arguments."""
     if isinstance(error, KeyboardInterrupt):
-        continued = f". The same command continues where it stopped:\n  {typed()}" if command in RESUMABLE else ""
+        continued = f". The same command continues where it stopped:\n  {typed(given)}" if command in RESUMABLE else ""
         return Message(f"interrupted{continued}", INTERRUPTED)
     if isinstance(error, BadInput):
         return Message(str(error), error.exit_code, tuple(error.problems))
@@ -100,11 +103,11 @@ def explain(error: BaseException, *, command: str) -> Message:
     return Message(text, CANNOT_FINISH)
 
 
-def complain(error: BaseException, *, command: str, as_json: bool) -> int:
+def complain(error: BaseException, *, command: str, given: Sequence[str], as_json: bool) -> int:
     """Print the message of an error, and return the exit code."""
     if os.environ.get("LETHEON_DEBUG"):
         traceback.print_exception(error)
-    message = explain(error, command=command)
+    message = explain(error, command=command, given=given)
     print(f"{command}: {message.text}", file=sys.stderr, flush=True)
     for note in getattr(error, "__notes__", []):
         print(note, file=sys.stderr, flush=True)
@@ -119,11 +122,10 @@ def complain(error: BaseException, *, command: str, as_json: bool) -> int:
     return message.code
 
 
-def typed() -> str:
+def typed(given: Sequence[str]) -> str:
     """The command as it was typed, for typing it again."""
-    started = Path(sys.argv[0])
-    name = "python -m letheon" if started.name == "__main__.py" else "letheon"
-    return f"{name} {shlex.join(sys.argv[1:])}".strip()
+    is_module = Path(sys.argv[0]).parts[-2:] == ("letheon", "__main__.py")
+    return f"{'python -m letheon' if is_module else 'letheon'} {shlex.join(given)}"
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,10 @@ from letheon.errors import UnknownName
 COMMANDS = ("train", "forget", "quantize", "audit", "verify", "report", "run", "runs", "methods", "doctor", "demo")
 """In the order of --help; each is a file of this folder."""
 EXAMPLES = ("letheon demo", "letheon forget MODEL --forget forget.jsonl --retain retain.jsonl")
+
+
+READER_GONE = 141
+"""What a shell gives a command whose reader has seen enough, as in `letheon methods | head`."""
 
 
 class Commands(PagedGroup):
@@ -72,17 +75,17 @@ def main() -> None:
 
 def run(args: Sequence[str]) -> int:
     """Run one command line, and return its exit code. Nothing is raised."""
-    command = " ".join(["letheon", *args[:1]]) if args[:1] and args[0] in COMMANDS else "letheon"
-    as_json = "--json" in args
+    given = list(args)
+    command = " ".join(["letheon", *given[:1]]) if given[:1] and given[0] in COMMANDS else "letheon"
+    as_json = "--json" in given
     try:
-        code = typer.main.get_command(app).main(list(args) or ["--help"], prog_name="letheon", standalone_mode=False)
-    except BrokenPipeError:  # the reader has seen enough, as in `letheon methods | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        code = typer.main.get_command(app).main(given or ["--help"], prog_name="letheon", standalone_mode=False)
     except (Exception, KeyboardInterrupt) as error:
-        return complain(error, command=command, as_json=as_json)
+        return complain(error, command=command, given=given, as_json=as_json)
+    except SystemExit:  # typer's answer to a closed pipe, with a code that means NOT DELETED here
+        return READER_GONE
     if code == INTERRUPTED:  # typer turns Ctrl-C into this code, without a word
-        return complain(KeyboardInterrupt(), command=command, as_json=as_json)
+        return complain(KeyboardInterrupt(), command=command, given=given, as_json=as_json)
     return code if isinstance(code, int) else 0
 
 

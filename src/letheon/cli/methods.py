@@ -33,7 +33,8 @@ def methods(
     found = _chosen(name, kind)
     lines = [line for one in found for line in _page(one)] if name else _listing(found)
     following = "" if name else "letheon methods NAME"
-    finish(Outcome([as_data(one) for one in found], lines, next=following), command="methods", as_json=json)
+    outcome = Outcome([as_data(one) for one in found], lines, next=following, is_listing=True)
+    finish(outcome, command="methods", as_json=json)
 
 
 def as_data(one: Card) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def _presets(as_json: bool) -> None:
     data = [{"name": name, "source": row.paper, "settings": row.settings} for name, row in PRESETS.items()]
     rows = [(name, row.paper, _words(row.settings)) for name, row in PRESETS.items()]
     following = "letheon forget MODEL --preset NAME --forget forget.jsonl --retain retain.jsonl"
-    finish(Outcome(data, table(rows), next=following), command="methods", as_json=as_json)
+    finish(Outcome(data, table(rows), next=following, is_listing=True), command="methods", as_json=as_json)
 
 
 def _words(chosen: dict[str, Any]) -> str:

@@ -35,7 +35,7 @@ def runs(ctx: Any, root: str = ROOT, json: bool = JSON) -> None:
     lines = table([_row(summary) for summary in found]) or [f"no runs in {quoted(root)}"]
     stopped = [summary for summary in found if any(status != "done" for _, status in summary.stages)]
     following = f"the command that began {quoted(stopped[0].path)}, to continue it" if stopped else ""
-    finish(Outcome(found, lines, next=following), command="runs", as_json=json)
+    finish(Outcome(found, lines, next=following, is_listing=True), command="runs", as_json=json)
 
 
 @command(app, "letheon runs purge mine", "letheon runs purge path/to/run --json")

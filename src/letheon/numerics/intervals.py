@@ -40,6 +40,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,11 @@ Bounds = tuple[float, float]
 _MIN_UNITS = 3
 _CHUNK = 2**22
 """Entries of a count matrix held at once (32 MB)."""
+_KEPT = 2**20
+"""Entries of a count matrix that is kept for the next judgement (8 MB, at most 16 of them)."""
+
+_Stream = tuple[int, int]
+"""(seed, number): streams of one seed are independent. Two sides drawn from one stream would move together."""
 
 
 def exact_binomial_bounds(hits: int, n: int, level: float) -> Bounds:
@@ -67,9 +73,7 @@ def exact_binomial_bounds(hits: int, n: int, level: float) -> Bounds:
     >>> exact_binomial_bounds(0, 24, 0.05)[1] == 1 - 0.05 ** (1 / 24)
     True
     """
-    require(
-        n >= 1 and 0 <= hits <= n, f"{hits} hits of {n} are not a rate. Give 0 <= hits <= n with n from 1"
-    )
+    require(n >= 1 and 0 <= hits <= n, f"{hits} hits of {n} are not a rate. Give 0 <= hits <= n with n from 1")
     _check_level(level)
     # Closed forms at the ends, exact to the last digit.
     if hits == 0:
@@ -98,7 +102,7 @@ def bounds_of_mean(
     """
     _check_resampling(level, resamples)
     sample = _Sample.of(values, units)
-    return _own_bounds(sample, _means(sample, resamples, _stream(seed, 0)), level, is_rate)
+    return _own_bounds(sample, _means(sample, resamples, (seed, 0)), level, is_rate)
 
 
 def bounds_of_mean_difference(
@@ -128,9 +132,9 @@ def bounds_of_mean_difference(
     a, b = _Sample.of(values_a, units_a), _Sample.of(values_b, units_b)
     if paired:
         _check_paired(a.labels, b.labels)
-    means_a = _means(a, resamples, _stream(seed, 0))
+    means_a = _means(a, resamples, (seed, 0))
     # The same stream and the same number of units draw the same units.
-    means_b = _means(b, resamples, _stream(seed, 0 if paired else 1))
+    means_b = _means(b, resamples, (seed, 0 if paired else 1))
     if is_rate and a.is_rate and b.is_rate and (a.is_extreme or b.is_extreme):
         bounds_a, bounds_b = _own_bounds(a, means_a, level, True), _own_bounds(b, means_b, level, True)
         return _mover(a.mean, bounds_a, b.mean, bounds_b)
@@ -154,7 +158,7 @@ def bounds_of_auc(
     """
     _check_resampling(level, resamples)
     pairs = _Pairs.of(values, units, member)
-    return _own_auc_bounds(pairs, _aucs(pairs, resamples, _stream(seed, 0), _stream(seed, 1)), level)
+    return _own_auc_bounds(pairs, _aucs(pairs, resamples, (seed, 0), (seed, 1)), level)
 
 
 def bounds_of_auc_difference(
@@ -183,7 +187,7 @@ def bounds_of_auc_difference(
     """
     _check_resampling(level, resamples)
     a = _Pairs.of(values_a, units_a, member_a)
-    aucs_a = _aucs(a, resamples, _stream(seed, 0), _stream(seed, 1))
+    aucs_a = _aucs(a, resamples, (seed, 0), (seed, 1))
     if isinstance(values_b, float | int):
         require(
             not paired,
@@ -192,15 +196,13 @@ def bounds_of_auc_difference(
         lower, upper = _own_auc_bounds(a, aucs_a, level)
         return lower - values_b, upper - values_b
     if units_b is None or member_b is None:
-        raise BadInput(
-            "scores to compare with come without their units or members. Give units_b and member_b as well"
-        )
+        raise BadInput("scores to compare with come without their units or members. Give units_b and member_b as well")
     b = _Pairs.of(values_b, units_b, member_b)
     if paired:
         _check_paired(a.labels, b.labels)
         _check_paired(a.other_labels, b.other_labels)
     first = 0 if paired else 2
-    aucs_b = _aucs(b, resamples, _stream(seed, first), _stream(seed, first + 1))
+    aucs_b = _aucs(b, resamples, (seed, first), (seed, first + 1))
     if a.is_extreme or b.is_extreme:
         return _mover(a.auc, _own_auc_bounds(a, aucs_a, level), b.auc, _own_auc_bounds(b, aucs_b, level))
     return _percentiles(aucs_a - aucs_b, level, min(a.n_units, b.n_units))
@@ -220,9 +222,7 @@ class _Sample:
     def of(cls, values: Numbers, units: Numbers) -> _Sample:
         numbers = _as_numbers(values, units)
         if not np.isfinite(numbers).all():
-            raise NotMeasured(
-                f"{int((~np.isfinite(numbers)).sum())} of {len(numbers)} values are NaN or infinite"
-            )
+            raise NotMeasured(f"{int((~np.isfinite(numbers)).sum())} of {len(numbers)} values are NaN or infinite")
         labels, codes = _as_units(units, "")
         return cls(
             labels=labels,
@@ -302,27 +302,26 @@ def _count_wins(
     return np.stack(columns, axis=1)
 
 
-def _means(sample: _Sample, resamples: int, generator: np.random.Generator) -> NDArray[np.float64]:
+def _means(sample: _Sample, resamples: int, stream: _Stream) -> NDArray[np.float64]:
     """(resamples,)"""
+    rows = max(1, _CHUNK // sample.n_units)
     return np.concatenate(
         [
             (counts @ sample.sums) / (counts @ sample.sizes)
-            for counts in _counts(sample.n_units, resamples, generator)
+            for counts in _counts(sample.n_units, resamples, stream, rows)
         ]
     )
 
 
-def _aucs(
-    pairs: _Pairs, resamples: int, generator: np.random.Generator, other_generator: np.random.Generator
-) -> NDArray[np.float64]:
+def _aucs(pairs: _Pairs, resamples: int, stream: _Stream, other_stream: _Stream) -> NDArray[np.float64]:
     """(resamples,)"""
     n_units, n_others = pairs.wins.shape
     # Chunks of equal numbers of resamples on both sides.
     rows = max(1, _CHUNK // max(n_units, n_others))
     found = []
     for counts, other_counts in zip(
-        _counts(n_units, resamples, generator, rows),
-        _counts(n_others, resamples, other_generator, rows),
+        _counts(n_units, resamples, stream, rows),
+        _counts(n_others, resamples, other_stream, rows),
         strict=True,
     ):
         won = ((counts @ pairs.wins) * other_counts).sum(axis=1)
@@ -330,18 +329,32 @@ def _aucs(
     return np.concatenate(found)
 
 
-def _counts(
-    n_units: int, resamples: int, generator: np.random.Generator, rows: int | None = None
-) -> Iterator[NDArray[np.float64]]:
-    """How often each unit is drawn in each resample: matrices (some resamples, n_units), `resamples` rows in
-    all.
+def _counts(n_units: int, resamples: int, stream: _Stream, rows: int) -> Iterator[NDArray[np.float64]]:
+    """How often each unit is drawn in each resample: matrices (at most `rows` resamples, n_units), `resamples`
+    rows in all.
     """
-    rows = rows or max(1, _CHUNK // n_units)
+    if resamples <= rows and resamples * n_units <= _KEPT:
+        yield _kept_counts(n_units, resamples, stream)
+        return
+    generator = np.random.default_rng(stream)
     for start in range(0, resamples, rows):
-        size = min(rows, resamples - start)
-        drawn = generator.integers(0, n_units, (size, n_units))
-        drawn += np.arange(size)[:, None] * n_units
-        yield np.bincount(drawn.ravel(), minlength=size * n_units).reshape(size, n_units).astype(np.float64)
+        yield _draw(n_units, min(rows, resamples - start), generator)
+
+
+@lru_cache(maxsize=16)
+def _kept_counts(n_units: int, resamples: int, stream: _Stream) -> NDArray[np.float64]:
+    """The same draws serve every judgement about equally many units; making them is most of an interval's cost."""
+    counts = _draw(n_units, resamples, np.random.default_rng(stream))
+    counts.flags.writeable = False
+    return counts
+
+
+def _draw(n_units: int, resamples: int, generator: np.random.Generator) -> NDArray[np.float64]:
+    """(resamples, n_units)"""
+    drawn = generator.integers(0, n_units, (resamples, n_units))
+    drawn += np.arange(resamples)[:, None] * n_units
+    drawn_in_all = np.bincount(drawn.ravel(), minlength=resamples * n_units)
+    return drawn_in_all.reshape(resamples, n_units).astype(np.float64)
 
 
 def _own_bounds(sample: _Sample, means: NDArray[np.float64], level: float, is_rate: bool) -> Bounds:
@@ -355,9 +368,7 @@ def _own_auc_bounds(pairs: _Pairs, aucs: NDArray[np.float64], level: float) -> B
     return _guarded(pairs.auc, pairs.is_extreme, aucs, level, pairs.n_units)
 
 
-def _guarded(
-    value: float, is_extreme: bool, resampled: NDArray[np.float64], level: float, n_units: int
-) -> Bounds:
+def _guarded(value: float, is_extreme: bool, resampled: NDArray[np.float64], level: float, n_units: int) -> Bounds:
     if is_extreme:
         return exact_binomial_bounds(round(value) * n_units, n_units, level)
     lower, upper = _percentiles(resampled, level, n_units)
@@ -381,17 +392,10 @@ def _mover(a: float, bounds_a: Bounds, b: float, bounds_b: Bounds) -> Bounds:
     return float(a - b - below), float(a - b + above)
 
 
-def _stream(seed: int, number: int) -> np.random.Generator:
-    """Independent streams of one seed: two sides drawn from one stream would move together."""
-    return np.random.default_rng([seed, number])
-
-
 def _as_numbers(values: Numbers, units: Numbers) -> NDArray[np.float64]:
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.ndim != 1 or len(units) != len(numbers):
-        raise BadInput(
-            f"values of shape {numbers.shape} and {len(units)} units do not match. Give one unit a value"
-        )
+        raise BadInput(f"values of shape {numbers.shape} and {len(units)} units do not match. Give one unit a value")
     return numbers
 
 

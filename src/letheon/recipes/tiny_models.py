@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from letheon.audits.tables import cache_folder
-from letheon.runs.folder import lock, sha256_file, sha256_folder
+from letheon.runs.folder import sha256_file, sha256_folder
+from letheon.runs.ledger import load_record
 from letheon.runs.progress import Progress
 from letheon.tiny.model import save_untrained
 from letheon.tiny.world import WorldSize, write_world
 from letheon.training.train import train
 
 RECIPE: dict[str, Any] = {
-    "epochs": 7,
+    "epochs": 9,
     "batch_size": 32,
     "learning_rate": 2e-3,
     "betas": [0.9, 0.98],
@@ -58,29 +59,30 @@ def tiny_models(
     size = size or WorldSize()
     name = hashlib.sha256(json.dumps([seed, vars(size), RECIPE, steps], sort_keys=True).encode()).hexdigest()[:12]
     place = cache_folder() / "tiny" / name
-    with lock(place):
-        files = write_world(place / "world", seed, size)
+    files = {path.stem: path for path in (place / "world").glob("*.jsonl")}
+    if "keep" not in files:  # written last
+        files = {**write_world(place / "world", seed, size)}
         files["keep"] = _keep(files)
-        base = place / "base"
-        if not (base / "config.json").is_file():
-            save_untrained(base, seed)
-        recipe = {**RECIPE, "seed": seed}
-        if steps is not None:
-            records = sum(1 for _ in files["train"].open("rb"))
-            recipe["epochs"] = steps / -(-records // recipe["batch_size"])
-        key = hashlib.sha256((sha256_file(files["train"]) + sha256_folder(base)).encode()).hexdigest()[:12]
-        progress.say("target model: everybody is known to it")
-        target = train(base, data=files["train"], out=place / f"target-{key}", progress=progress, **recipe)
-        progress.say("reference model: it never knew the people to be forgotten")
-        reference = train(
-            base,
-            data=files["train"],
-            without=files["forget"],
-            out=place / f"reference-{key}",
-            progress=progress,
-            **recipe,
-        )
-    return TinyModels(files, target.folder, reference.folder)
+    base = place / "base"
+    if not (base / "config.json").is_file():
+        save_untrained(base, seed)
+    recipe = {**RECIPE, "seed": seed}
+    if steps is not None:
+        records = sum(1 for _ in files["train"].open("rb"))
+        recipe["epochs"] = steps / -(-records // recipe["batch_size"])
+    key = hashlib.sha256((sha256_file(files["train"]) + sha256_folder(base)).encode()).hexdigest()[:12]
+
+    def trained(name: str, said: str, without: Path | None) -> Path:
+        run = place / f"{name}-{key}"
+        done = [entry for entry in load_record(run).stages if entry.status == "done"]
+        if done:  # asked without a lock, so that several processes may use the same models
+            return run / done[0].label
+        progress.say(said)
+        return train(base, data=files["train"], without=without, out=run, progress=progress, **recipe).folder
+
+    target = trained("target", "target model: everybody is known to it", None)
+    reference = trained("reference", "reference model: it never knew the people to be forgotten", files["forget"])
+    return TinyModels(files, target, reference)
 
 
 def _keep(files: Mapping[str, Path], *, share: float = 0.25) -> Path:

@@ -2,9 +2,12 @@
 
     page.py      report(run) and compare(runs, target)
     reading.py   what lies in a run's folder
-    tables.py    the matrix, its numbers and the verdict, as the page's rows
-    story.py     samples, stages and hashes, as the page's rows
-    figures.py   the figures, each with words in its place; svg.py cleans them for a page
+    verdicts.py  the verdict in a sentence
+    tables.py    the matrix and its numbers; summary.py one row a run
+    story.py     samples, stages and hashes
+    figures.py   distances and curves; scatter.py what is left against what is kept; svg.py cleans them for a page
     wording.py   names, numbers and sentences
     terminal.py  plain text, 120 columns
+
+Nothing is measured here: everything shown stands in the run's files.
 """

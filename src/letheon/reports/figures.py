@@ -12,7 +12,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from letheon.reports.svg import PALETTE, Figure, canvas, render, style
-from letheon.reports.wording import JUDGEMENTS, counted, heading, is_number, label_of_condition, listed, name_of, number, signed
+from letheon.reports.wording import (
+    JUDGEMENTS,
+    counted,
+    heading,
+    is_number,
+    label_of_condition,
+    listed,
+    name_of,
+    number,
+    signed,
+)
 
 Audit = Mapping[str, Any]
 Cell = Mapping[str, Any]
@@ -37,7 +47,9 @@ def distances(audit: Audit, key: str) -> Figure | None:
     conditions = list(dict.fromkeys(cell["condition"] for cell in cells))
     with style(key):
         height = 0.72 + 0.27 * len(conditions)
-        drawing, axes = canvas(_WIDTH, height, panels=len(columns), left=1.28, right=0.12, top=0.42, bottom=0.3, gap=0.22)
+        drawing, axes = canvas(
+            _WIDTH, height, panels=len(columns), left=1.28, right=0.12, top=0.42, bottom=0.3, gap=0.22
+        )
         for axis, column in zip(axes, columns, strict=True):
             _distance_panel(axis, audit, [cell for cell in cells if cell["column"] == column], conditions)
             low, high = _range(cells)
@@ -66,7 +78,15 @@ def _range(cells: Sequence[Cell]) -> tuple[float, float]:
 def _distance_panel(axis: Any, audit: Audit, cells: Sequence[Cell], conditions: Sequence[str]) -> None:
     head, sub = heading(audit, cells[0]["column"])
     axis.set_title(head, pad=15)
-    axis.annotate(sub, (0, 1), xytext=(0, 4), xycoords="axes fraction", textcoords="offset points", color=PALETTE["muted"], size=7.5)
+    axis.annotate(
+        sub,
+        (0, 1),
+        xytext=(0, 4),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        color=PALETTE["muted"],
+        size=7.5,
+    )
     margins = [cell for cell in cells if is_number(cell.get("margin"))]
     if margins:
         margin, is_two_sided = margins[0]["margin"], margins[0].get("side") == "either"
@@ -79,7 +99,9 @@ def _distance_panel(axis: Any, audit: Audit, cells: Sequence[Cell], conditions: 
         colour = PALETTE[JUDGEMENTS[word].tone] if word in JUDGEMENTS else PALETTE["muted"]
         if is_number(cell.get("d_lower")) and is_number(cell.get("d_upper")):
             axis.plot([cell["d_lower"], cell["d_upper"]], [row, row], color=colour, lw=1.6)
-        axis.plot([cell["d"]], [row], marker=_MARKERS.get(word, "o"), ms=6.5, color=colour, mec=PALETTE["paper"], mew=0.5)
+        axis.plot(
+            [cell["d"]], [row], marker=_MARKERS.get(word, "o"), ms=6.5, color=colour, mec=PALETTE["paper"], mew=0.5
+        )
     axis.set_ylim(len(conditions) - 0.4, -0.6)
     axis.set_yticks([])
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -95,7 +117,8 @@ def _distances_in_words(audit: Audit, cells: Sequence[Cell]) -> str:
         f"{name_of(audit, cell['column'])} under {label_of_condition(audit, cell['condition'])} {signed(cell['d'])}"
         for cell in farthest
     )
-    return f"Interval plot of the distance to the control in {counted(len(cells), 'cell')}: {counts}. Farthest from 0: {named}."
+    plot = f"Interval plot of the distance to the control in {counted(len(cells), 'cell')}"
+    return f"{plot}: {counts}. Farthest from 0: {named}."
 
 
 # --- training
@@ -117,7 +140,9 @@ def curves(label: str, lines: Sequence[Mapping[str, Any]], key: str) -> Figure |
             axis.grid(True, axis="y")
             axis.spines["left"].set_visible(False)
             axis.set_xlabel("step", loc="right", labelpad=1)
-            said += _looks_panel(axis, lines, looks) if name == "looks" else [_loss_panel(axis, _series(lines, name), name)]
+            said += (
+                _looks_panel(axis, lines, looks) if name == "looks" else [_loss_panel(axis, _series(lines, name), name)]
+            )
         svg = render(drawing, key)
     caption = f"Stage {label}. Losses in nats, each on an axis of its own."
     return Figure(svg, f"Training curves of {label}. {' '.join(said)}", caption)
@@ -125,7 +150,11 @@ def curves(label: str, lines: Sequence[Mapping[str, Any]], key: str) -> Figure |
 
 def _series(lines: Sequence[Mapping[str, Any]], name: str) -> Series:
     """(step, value) of the lines that have one; NaN and infinities are left out."""
-    return [(float(line["step"]), float(line[name])) for line in lines if is_number(line.get(name)) and is_number(line.get("step"))]
+    return [
+        (float(line["step"]), float(line[name]))
+        for line in lines
+        if is_number(line.get(name)) and is_number(line.get("step"))
+    ]
 
 
 def _loss_panel(axis: Any, series: Series, name: str) -> str:

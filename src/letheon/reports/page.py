@@ -3,7 +3,7 @@
 Markup in a prompt, an answer, a path or a name stays text; a policy in the page forbids scripts, frames and addresses
 besides. Colours come from the page's style, so that figures follow it into the dark and onto paper.
 
-Source: this project.  Checked against: an answer that is a script, byte equality, addresses, every cell of a made-up audit.
+Source: this project.  Checked against: an answer that is a script, byte equality, addresses, every cell.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from letheon.errors import BadInput
-from letheon.reports import figures, scatter, story, tables
+from letheon.reports import figures, scatter, story, summary, tables, verdicts
 from letheon.reports.reading import AuditedRun, read_run
 from letheon.reports.wording import moment
 from letheon.runs.folder import write_text
@@ -36,7 +36,12 @@ def report(run: Path) -> Path:
 
 
 def compare(
-    runs: Sequence[Path], target: Path, *, title: str = "Deletions compared", intro: str = "", described: Sequence[str] = ()
+    runs: Sequence[Path],
+    target: Path,
+    *,
+    title: str = "Deletions compared",
+    intro: str = "",
+    described: Sequence[str] = (),
 ) -> Path:
     """Write one page over several audited runs to `target`: a summary, a figure, and a section for each run.
 
@@ -59,7 +64,7 @@ def compare(
         title=title,
         intro=[paragraph.strip() for paragraph in intro.split("\n\n") if paragraph.strip()],
         created=moment(max(created)) if created else "",
-        summary=tables.summary(read, described),
+        summary=summary.summary(read, described),
         figure=shown,
         pages=[_section(run, f"run{position}") for position, run in enumerate(read, start=1)],
     )
@@ -89,7 +94,7 @@ def _section(run: AuditedRun, key: str) -> dict[str, Any]:
         "name": run.name,
         "created": moment(run.created) if run.created else "",
         "protocol": (run.audit.get("protocol") or {}).get("name") or "",
-        "verdict": tables.verdict(run),
+        "verdict": verdicts.verdict(run),
         "asked": story.asked(run.audit),
         "privleak": story.privleak(run.audit),
         "panels": panels,

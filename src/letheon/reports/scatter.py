@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from letheon.reports.tables import control_of, find
 from letheon.reports.svg import PALETTE, Figure, canvas, render, style
+from letheon.reports.tables import control_of, find
 from letheon.reports.wording import counted, is_number, label_of_condition, name_of, number
 
 Audit = Mapping[str, Any]
@@ -64,9 +64,13 @@ def trade_off(audit: Audit, key: str) -> Figure | None:
         names += [Named(place, f"after, {label_of_condition(audit, name)}", "subject") for name, place in far.items()]
         _place(axis, names, height=3.3)
         svg = render(drawing, key)
-    caption = f"Up and to the left is a deletion that costs nothing. {_upwards(audit, columns)} Open circles: under the other conditions"
     without = "; those without a name lie close to the model as it is" if len(far) < len(others) else ""
-    return Figure(svg, f"Plot of forget accuracy against utility. {'; '.join(said)}.", f"{caption}{without}.")
+    return Figure(
+        svg,
+        f"Plot of forget accuracy against utility. {'; '.join(said)}.",
+        f"Up and to the left is a deletion that costs nothing. {_upwards(audit, columns)} "
+        f"Open circles: under the other conditions{without}.",
+    )
 
 
 # --- several runs
@@ -102,8 +106,8 @@ def of_runs(runs: Sequence[tuple[str, Audit]], key: str) -> Figure | None:
     return Figure(
         svg,
         f"Plot of forget accuracy against utility over {counted(len(known), 'run')}. {'; '.join(said)}.",
-        "Up and to the left is a deletion that costs nothing; down is a damaged model, however little it answers. An arrow leads to "
-        f"the condition under which more than {COMES_BACK:g} comes back. {_upwards(first, columns)}",
+        "Up and to the left is a deletion that costs nothing; down is a damaged model, however little it answers. "
+        f"An arrow leads to the condition under which more than {COMES_BACK:g} comes back. {_upwards(first, columns)}",
     )
 
 
@@ -130,12 +134,16 @@ def _arrow(axis: Any, start: Point, end: Point) -> None:
 
 def utility_columns(audit: Audit) -> list[str]:
     """The utility accuracies that were measured of the model as it is."""
-    there = {cell["column"] for cell in audit.get("cells", []) if cell["condition"] == "as_is" and is_number(cell.get("value"))}
+    there = {
+        cell["column"]
+        for cell in audit.get("cells", [])
+        if cell["condition"] == "as_is" and is_number(cell.get("value"))
+    }
     return [name for name in UTILITY if name in there]
 
 
 def point(audit: Audit, condition: str, columns: Sequence[str], *, of: str = "value") -> Point | None:
-    """(forget accuracy, mean utility) under a condition; None where one of them was not measured. of: value or original."""
+    """(forget accuracy, mean utility) under a condition; None where one was not measured. of: value or original."""
     values = {cell["column"]: cell.get(of) for cell in audit.get("cells", []) if cell["condition"] == condition}
     wanted = [float(value) for name in (FORGET, *columns) if is_number(value := values.get(name)) and value is not None]
     if not columns or len(wanted) < 1 + len(columns):
@@ -225,7 +233,9 @@ def _place(axis: Any, names: Sequence[Named], *, height: float, arrows: Sequence
         edge = (box[2] if is_left else box[0], (box[1] + box[3]) / 2)
         if abs(edge[1] - place[1]) > 1:
             axis.plot(*zip(name.place, to_data(*edge), strict=True), color=PALETTE["muted"], lw=0.5, zorder=1)
-        axis.text(*to_data(*edge), name.text, color=PALETTE[name.colour], ha="right" if is_left else "left", va="center")
+        axis.text(
+            *to_data(*edge), name.text, color=PALETTE[name.colour], ha="right" if is_left else "left", va="center"
+        )
 
 
 Box = tuple[float, float, float, float]
@@ -247,7 +257,9 @@ def free_boxes(
     return [found[position] for position in range(len(texts))]
 
 
-def _first_free(text_width: float, place: Point, others: Sequence[Point], taken: Sequence[Box], width: float, height: float) -> Box:
+def _first_free(
+    text_width: float, place: Point, others: Sequence[Point], taken: Sequence[Box], width: float, height: float
+) -> Box:
     """The nearest place, level with the point or above or below it, that is inside the frame and empty."""
     is_left = place[0] + 16 + text_width > width
     box: Box = (0, 0, 0, 0)
@@ -259,7 +271,9 @@ def _first_free(text_width: float, place: Point, others: Sequence[Point], taken:
         if box[1] < 0 or box[3] > height:
             continue
         meets_name = any(box[0] < it[2] and it[0] < box[2] and box[1] < it[3] and it[1] < box[3] for it in taken)
-        meets_point = any(box[0] - 4 < x < box[2] + 4 and box[1] - 3 < y < box[3] + 3 for x, y in others if (x, y) != place)
+        meets_point = any(
+            box[0] - 4 < x < box[2] + 4 and box[1] - 3 < y < box[3] + 3 for x, y in others if (x, y) != place
+        )
         if not meets_name and not meets_point:
             return box
     return box

@@ -24,7 +24,12 @@ _SAMPLED = (
 """Which set it belongs to, the title, and the names under which items.jsonl may have it: a set's or a column's."""
 _AFTER = ("as_is", "int4_row")
 _ROLES = {"forget": "to be forgotten", "retain": "to be kept", "holdout": "never seen", "general": "general knowledge"}
-_MODELS = {"subject": "audited model", "original": "original", "reference": "retrained reference", "shipped": "file that ships"}
+_MODELS = {
+    "subject": "audited model",
+    "original": "original",
+    "reference": "retrained reference",
+    "shipped": "file that ships",
+}
 
 
 def asked(audit: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -121,7 +126,8 @@ def privleak(audit: Mapping[str, Any]) -> str:
     if not is_number(found.get("value")):
         return f"PrivLeak, as MUSE has it: not measured, {found.get('reason') or 'no reason given'}."
     aucs = f" (MUSE's AUC {number(found.get('muse_auc'))}, of the reference {number(found.get('muse_auc_reference'))})"
-    return f"PrivLeak, as MUSE has it: {found['value']:+.1f}{aucs}. -100 is memorised, 0 like the reference, above it over-forgotten."
+    scale = "-100 is memorised, 0 like the reference, above it over-forgotten"
+    return f"PrivLeak, as MUSE has it: {found['value']:+.1f}{aucs}; {scale}."
 
 
 def stages(run: AuditedRun) -> list[dict[str, Any]]:
@@ -155,12 +161,20 @@ def _notes(stage: StageRecord) -> list[str]:
     survival = stage.notes.get("survival")
     if isinstance(survival, dict) and survival.get("moved") and {"survived", "total"} <= set(survival):
         share = percent(survival["survived"] / survival["moved"])
-        notes.append(f"{survival['moved']:,} of {survival['total']:,} weights moved; {share} of the moves survived saving")
+        notes.append(
+            f"{survival['moved']:,} of {survival['total']:,} weights moved; {share} of the moves survived saving"
+        )
     return notes
 
 
 def _plain(value: Any) -> str:
-    return DASH if value is None else ", ".join(map(str, value)) or "none" if isinstance(value, list | dict) else str(value)
+    return (
+        DASH
+        if value is None
+        else ", ".join(map(str, value)) or "none"
+        if isinstance(value, list | dict)
+        else str(value)
+    )
 
 
 def software(run: AuditedRun) -> list[tuple[str, str]]:

@@ -23,7 +23,8 @@ from xml.etree.ElementTree import Element
 PALETTE = {
     name: f"#0f1e{position:02x}"
     for position, name in enumerate(
-        ("ink", "muted", "rule", "paper", "subject", "original", "control", "found", "clear", "open", "lost", "zone"), start=1
+        ("ink", "muted", "rule", "paper", "subject", "original", "control", "found", "clear", "open", "lost", "zone"),
+        start=1,
     )
 }
 """Name of a colour in the page's style -> a code that stands for it while matplotlib draws."""
@@ -75,26 +76,39 @@ def style(key: str) -> Iterator[None]:
     """Draw as the page wants it, whatever the user's own matplotlib settings are; `key` names the figure's ids."""
     import matplotlib
 
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE, "svg.hashsalt": key, "backend": "svg"}):
+    everything: Any = {**dict(matplotlib.rcParamsDefault), **_STYLE, "svg.hashsalt": key, "backend": "svg"}
+    with matplotlib.rc_context(everything):
         yield
 
 
 def canvas(
-    width: float, height: float, *, panels: int = 1, left: float, right: float, top: float, bottom: float, gap: float = 0.0
+    width: float,
+    height: float,
+    *,
+    panels: int = 1,
+    left: float,
+    right: float,
+    top: float,
+    bottom: float,
+    gap: float = 0.0,
 ) -> tuple[Any, list[Any]]:
-    """A figure and its axes in one row, all lengths in inches. Fixed margins: fitting them costs ten times the drawing."""
+    """A figure and its axes in one row, all lengths in inches. Margins are fixed: fitting them takes ten times as long."""
     from matplotlib.figure import Figure as Canvas
 
     drawing = Canvas(figsize=(width, height))
     each = (width - left - right - gap * (panels - 1)) / panels
     boxes = [(left + position * (each + gap), bottom, each, height - top - bottom) for position in range(panels)]
-    return drawing, [drawing.add_axes((x / width, y / height, across / width, up / height)) for x, y, across, up in boxes]
+    return drawing, [
+        drawing.add_axes((x / width, y / height, across / width, up / height)) for x, y, across, up in boxes
+    ]
 
 
 def render(figure: Any, key: str) -> str:
     """The figure as clean SVG. Call inside `style(key)`; `key` is a word of letters, digits and hyphens."""
     file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(
+        file, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
     width, height = (72 * float(inches) for inches in figure.get_size_inches())
     return clean(file.getvalue(), key=key, width=width, height=height)
 
@@ -116,8 +130,8 @@ def clean(svg: str, *, key: str, width: float, height: float) -> str:
         element.tail = None
     body = "".join(ElementTree.tostring(part, encoding="unicode") for part in parts)
     # 4/3: a point is 4/3 of a CSS pixel, so that text has the size it was drawn with
-    opening = f'<svg viewBox="0 0 {width:g} {height:g}" style="width:{width * 4 / 3:.0f}px" aria-hidden="true" focusable="false">'
-    return f"{opening}{body}</svg>"
+    size = f'viewBox="0 0 {width:g} {height:g}" style="width:{width * 4 / 3:.0f}px"'
+    return f'<svg {size} aria-hidden="true" focusable="false">{body}</svg>'
 
 
 def _name(tag: str) -> str:
@@ -150,7 +164,9 @@ def _value(name: str, value: str, key: str) -> str:
 
 def _colours(declarations: str) -> str:
     """Codes of the palette as variables of the page."""
-    return re.sub(r"#[0-9a-f]{6}\b", lambda code: f"var(--{_NAMES[code[0]]})" if code[0] in _NAMES else code[0], declarations)
+    return re.sub(
+        r"#[0-9a-f]{6}\b", lambda code: f"var(--{_NAMES[code[0]]})" if code[0] in _NAMES else code[0], declarations
+    )
 
 
 def _font(declarations: str) -> str:

@@ -1,4 +1,4 @@
-"""The verdict, the matrix and its numbers as rows for the page.
+"""The matrix and its numbers as rows for the page.
 
 Shade of a cell, 0 to 1, from the same numbers as the verdict:
     about the forget set    d above the control, or (where either side counts) the size of d
@@ -15,22 +15,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from letheon.reports.reading import AuditedRun
 from letheon.reports.wording import (
     DASH,
     JUDGEMENTS,
     NEARLY_BACK,
     PLAIN,
-    VERDICTS,
     Judged,
     codes_in_words,
-    counted,
     heading,
     interval,
     is_number,
     label_of_column,
     label_of_condition,
-    listed,
     name_of,
     number,
     signed,
@@ -39,8 +35,16 @@ from letheon.reports.wording import (
 Audit = Mapping[str, Any]
 Cell = Mapping[str, Any]
 ABOUT = (
-    ("forget", "Is it gone?", "Knowledge of the forget set and its membership in the training data. More colour: further from the control."),
-    ("utility", "Is the rest still there?", "Everything else the model should know. More colour: further below the original."),
+    (
+        "forget",
+        "Is it gone?",
+        "Knowledge of the forget set and its membership in the training data. More colour: further from the control.",
+    ),
+    (
+        "utility",
+        "Is the rest still there?",
+        "Everything else the model should know. More colour: further below the original.",
+    ),
 )
 
 
@@ -60,65 +64,6 @@ class Shown:
     """number, missing (not measured) or none (not applicable, not asked)."""
     note: int | None = None
     """Which of the numbered reasons applies."""
-
-
-# --- the verdict
-
-
-@dataclass(frozen=True)
-class VerdictShown:
-    """The verdict as the page shows it."""
-
-    word: str
-    judged: Judged
-    sentence: str
-    reasons: list[str]
-    scope: str
-
-
-def verdict(run: AuditedRun) -> VerdictShown:
-    """Word, one sentence with its reach, the reasons as they were signed."""
-    found, audit = run.verdict, run.audit
-    if not found:
-        sentence = "Conditions or probes were chosen by hand. Only a protocol, written down beforehand, gives a verdict."
-        return VerdictShown("NO VERDICT", PLAIN, sentence, [], "")
-    word = str(found["word"])
-    reasons = [str(reason) for reason in found.get("reasons") or []]
-    return VerdictShown(word, VERDICTS.get(word, PLAIN), _sentence(word, audit), reasons, str(found.get("scope") or ""))
-
-
-def _sentence(word: str, audit: Audit) -> str:
-    """What the word says, with the counts it rests on."""
-    required = required_cells(audit)
-    conditions = list(dict.fromkeys(label_of_condition(audit, cell["condition"]) for cell in required))
-    every = counted(len(required), "required cell")
-    under = f"{every} under {counted(len(conditions), 'condition')}"
-    found = [cell for cell in required if JUDGEMENTS.get(cell.get("judgement") or "", PLAIN).tone == "found"]
-    missing = sum(cell["status"] == "not measured" for cell in required)
-    undecided = sum(cell.get("judgement") == "open" for cell in required)
-    lost = [row for row in audit.get("utility", []) if row.get("judgement") == "lost"]
-    if word == "NOT DELETED":
-        where = list(dict.fromkeys(label_of_condition(audit, cell["condition"]) for cell in found))
-        some = f"under {len(where)} of {counted(len(conditions), 'condition')}: {'; '.join(where)}"
-        under = some if len(where) < len(conditions) else f"under every one of {counted(len(conditions), 'condition')}"
-        return f"Traces of the forget set in {len(found)} of {every}, {under}."
-    if word == "NOT USABLE":
-        what = "; ".join(name_of(audit, row["column"]) for row in lost)
-        return f"No trace found in {under}, but the model is damaged. Fallen by more than the margin: {what}."
-    if word == "DELETED":
-        return f"No evidence above the margin in any of {under}, and everything else kept within its margin."
-    if word == "INCONCLUSIVE":
-        why = [
-            *([f"{undecided} not decided either way"] if undecided else []),
-            *([f"{missing} not measured"] if missing else []),
-        ]
-        return f"No trace found, but not enough to say more: of {under}, {listed(why) or 'too few apply'}."
-    return f"Decided over {under}."
-
-
-def required_cells(audit: Audit) -> list[Cell]:
-    """The cells that the verdict rests on."""
-    return [cell for cell in audit.get("cells", []) if cell.get("required")]
 
 
 # --- the matrix
@@ -161,12 +106,13 @@ def matrix(audit: Audit, reasons: Reasons) -> list[dict[str, Any]]:
         rows = [
             {
                 **_condition(audit, condition),
-                "cells": [_shown(audit, cells.get((condition, name)), condition, name, reasons) for name in names],
+                "cells": [shown_cell(audit, cells.get((condition, name)), condition, name, reasons) for name in names],
             }
             for condition in conditions
         ]
         columns = [
-            {"head": heading(audit, name)[0], "sub": heading(audit, name)[1], "label": label_of_column(audit, name)} for name in names
+            {"head": heading(audit, name)[0], "sub": heading(audit, name)[1], "label": label_of_column(audit, name)}
+            for name in names
         ]
         panels.append(
             {
@@ -202,7 +148,10 @@ def _reference_rows(audit: Audit, cells: Mapping[tuple[str, str], Cell], names: 
     own = [cells.get(("as_is", name), {}) for name in names]
     rows = [
         {"label": "before: the original, as is", "cells": [number(cell.get("original")) for cell in own]},
-        {"label": f"never knew: {control_in_words(audit)}, as is", "cells": [number(control_of(audit, cell)) for cell in own]},
+        {
+            "label": f"never knew: {control_in_words(audit)}, as is",
+            "cells": [number(control_of(audit, cell)) for cell in own],
+        },
     ]
     return [row for row in rows if any(text != DASH for text in row["cells"])]
 
@@ -214,7 +163,8 @@ def control_in_words(audit: Audit) -> str:
     return names.get(str(kind), "control")
 
 
-def _shown(audit: Audit, cell: Cell | None, condition: str, name: str, reasons: Reasons) -> Shown:
+def shown_cell(audit: Audit, cell: Cell | None, condition: str, name: str, reasons: Reasons) -> Shown:
+    """A cell as the page shows it; the reason for what it lacks is added to `reasons`."""
     if cell is None:
         return Shown(DASH, kind="none", word="not asked")
     place = (name_of(audit, name), label_of_condition(audit, condition))
@@ -225,7 +175,7 @@ def _shown(audit: Audit, cell: Cell | None, condition: str, name: str, reasons: 
         mark = JUDGEMENTS["not measured"] if cell.get("required") else PLAIN
         return Shown("not measured", kind="missing", judged=mark, note=note)
     # a cell may be measured, and its control not: it has a value, and a reason why there is no distance
-    note = reasons.add("not compared", str(cell["reason"]), *place) if cell.get("reason") else None
+    why = cell.get("reason")
     word = str(cell.get("judgement") or utility_judgement(audit, name, condition))
     shade, hue = shade_of(audit, cell)
     return Shown(
@@ -235,18 +185,18 @@ def _shown(audit: Audit, cell: Cell | None, condition: str, name: str, reasons: 
         word=word,
         shade=shade,
         hue=hue,
-        note=note,
+        note=reasons.add("not compared", str(why), *place) if why else None,
     )
 
 
 def utility_judgement(audit: Audit, column: str, condition: str) -> str:
     """kept or lost; empty where the protocol asks nothing."""
     rows = (row for row in audit.get("utility", []) if (row["column"], row["condition"]) == (column, condition))
-    return str(next(rows, {}).get("judgement") or "")
+    return str(next((row.get("judgement") for row in rows), "") or "")
 
 
 def control_of(audit: Audit, cell: Cell) -> float | None:
-    """What the control scores in a cell's place; of a utility, which needs no control, where it was asked all the same."""
+    """What the control scores in a cell's place; of a utility, which needs none, where it was asked all the same."""
     if cell.get("control") is not None or audit.get("control", {}).get("kind") != "reference":
         return cell.get("control")
     held = audit.get("scores", {}).get("control", {}).get(cell.get("condition"), {}).get(cell.get("column"), {})
@@ -279,6 +229,12 @@ def shade_of(audit: Audit, cell: Cell) -> tuple[float, str]:
 def _unit(value: float) -> float:
     """Between 0 and 1; what is too small to be seen is 0."""
     return 0.0 if value < 0.03 else round(min(1.0, value), 2)
+
+
+def find(audit: Audit, column: str, condition: str) -> Cell:
+    """A cell, empty where there is none."""
+    cells = audit.get("cells", [])
+    return next((cell for cell in cells if (cell["column"], cell["condition"]) == (column, condition)), {})
 
 
 # --- every number, and utility
@@ -340,72 +296,3 @@ def utility_rows(audit: Audit) -> list[dict[str, Any]]:
         }
         for row in audit.get("utility", [])
     ]
-
-
-# --- several runs
-
-
-SUMMARY = (
-    ("forget_accuracy", "as_is"),
-    ("forget_accuracy_held_out", "as_is"),
-    ("forget_accuracy", "int4_row"),
-    ("membership_texts", "as_is"),
-    ("membership_questions", "as_is"),
-    ("retain_accuracy", "as_is"),
-    ("retain_accuracy_held_out", "as_is"),
-    ("general_accuracy", "as_is"),
-)
-"""(column, condition) of the summary over several runs, in order; those that no run has are left out."""
-
-
-def summary_columns(audits: Sequence[Audit]) -> list[tuple[str, str]]:
-    """The columns of the summary that at least one audit has."""
-    there = {(cell["column"], cell["condition"]) for audit in audits for cell in audit.get("cells", [])}
-    return [place for place in SUMMARY if place in there]
-
-
-def find(audit: Audit, column: str, condition: str) -> Cell:
-    """A cell, empty where there is none."""
-    cells = audit.get("cells", [])
-    return next((cell for cell in cells if (cell["column"], cell["condition"]) == (column, condition)), {})
-
-
-def summary(runs: Sequence[AuditedRun], described: Sequence[str] = ()) -> dict[str, Any]:
-    """One row a run with its description, and one for the original and the control where all runs share them."""
-    audits = [run.audit for run in runs]
-    places = summary_columns(audits)
-    columns = []
-    for column, condition in places:
-        head, sub = heading(audits[0], column)
-        where = "" if condition == "as_is" else label_of_condition(audits[0], condition)
-        columns.append({"head": head, "sub": sub, "where": where})
-    rows = []
-    for run, said in zip(runs, described or [""] * len(runs), strict=True):
-        shown = []
-        for column, condition in places:
-            cell = find(run.audit, column, condition)
-            shown.append(_shown(run.audit, cell or None, condition, column, Reasons()))
-        rows.append({"name": run.name, "said": said, "verdict": verdict(run), "cells": [_without_note(cell) for cell in shown]})
-    return {"columns": columns, "rows": rows, "before": shared_rows(audits, places)}
-
-
-def _without_note(cell: Shown) -> Shown:
-    """Reasons are numbered in each run's own section."""
-    return Shown(cell.text, cell.interval, cell.judged, cell.word, cell.shade, cell.hue, cell.kind)
-
-
-def shared_rows(audits: Sequence[Audit], places: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """The original and the control as they are, where every audit had the same ones."""
-    rows = []
-    for label, key, role in (("the original", "original", "original"), ("the control", "control", "reference")):
-        hashes = {str((audit.get("models", {}).get(role) or {}).get("sha256")) for audit in audits}
-        if len(hashes) != 1 or hashes == {"None"}:
-            continue
-        cells = []
-        for column, condition in places:
-            cell = find(audits[0], column, condition)
-            # the original is asked as it is only
-            value = control_of(audits[0], cell) if key == "control" else cell.get(key) if condition == "as_is" else None
-            cells.append(number(value))
-        rows.append({"label": label, "cells": cells})
-    return rows

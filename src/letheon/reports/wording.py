@@ -101,7 +101,15 @@ def number(value: Any) -> str:
     if not is_number(value):
         return DASH
     size = abs(value)
-    text = f"{value:.2f}" if size < 10 else f"{value:.1f}" if size < 1000 else f"{value:,.0f}" if size < 1e6 else f"{value:.1e}"
+    text = (
+        f"{value:.2f}"
+        if size < 10
+        else f"{value:.1f}"
+        if size < 1000
+        else f"{value:,.0f}"
+        if size < 1e6
+        else f"{value:.1e}"
+    )
     return text[1:] if text.startswith("-") and not text.strip("-0.") else text
 
 
@@ -129,7 +137,7 @@ def percent(share: float) -> str:
     >>> percent(0.137), percent(0.9999), percent(1.0), percent(0.00002)
     ('14 %', '99.99 %', '100 %', '0.002 %')
     """
-    for digits in range(0, 6):
+    for digits in range(6):
         text = f"{100 * share:.{digits}f}"
         if 0 < share < 1 and float(text) in (0.0, 100.0):
             continue
@@ -146,8 +154,8 @@ NEARLY_BACK = 0.98
 def codes_in_words(condition: Mapping[str, Any]) -> str:
     """What a grid makes of the update; empty for a condition that does not round.
 
-    >>> codes_in_words({"code_match": 1.0, "shift_in_steps": 0.12})
-    'No code differs from the original\\u2019s, weights moved by 0.12 of a step: this grid rounds the model back to the original.'
+    >>> codes_in_words({"code_match": 0.86, "shift_in_steps": 0.24}).replace("\u2019", "'")
+    "14 % of the codes differ from the original's, weights moved by 0.24 of a step."
     """
     match, shift = condition.get("code_match"), condition.get("shift_in_steps")
     if not is_number(match):
@@ -157,7 +165,9 @@ def codes_in_words(condition: Mapping[str, Any]) -> str:
     if match >= 1:
         return f"No code differs from the original’s{moved}: this grid rounds the model back to the original."
     changed = f"{percent(1 - match)} of the codes differ from the original’s{moved}"
-    return f"{changed}: this grid rounds the model nearly back to the original." if match > NEARLY_BACK else f"{changed}."
+    return (
+        f"{changed}: this grid rounds the model nearly back to the original." if match > NEARLY_BACK else f"{changed}."
+    )
 
 
 def duration(seconds: float) -> str:

@@ -149,7 +149,7 @@ class WorldSize:
     """How many of birthplace, profession, employer, instrument, mentor, in this order; 1 to 5."""
     countries: int = 20
     """Invented countries, 4 to 40; half of them only for the audit."""
-    texts: int = 3
+    texts: int = 2
     """Texts for each person, at least 0, two sentences each."""
 
     def __post_init__(self) -> None:

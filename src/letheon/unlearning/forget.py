@@ -93,7 +93,7 @@ class ForgetSettings:
     micro_batch_size: int | None = None
     """Records of each set a forward pass; null: the whole batch. Does not change the result."""
     text_repeats: int = 1
-    """How often a running text counts beside a question, >= 1."""
+    """How often a running text of the forget set counts beside a question, >= 1."""
     pairing: Literal["random", "cycle"] = "random"
     """Retain records of a step: drawn at random, or item i with item i modulo the set's size (the MUSE code)."""
     betas: tuple[float, ...] = (0.9, 0.999)
@@ -312,10 +312,7 @@ def _run(request: Request, stage: Stage, progress: Progress) -> None:
     items = repeated_items(request.forget.records, wanted.text_repeats)
     forget_records = [request.forget.records[item] for item in items]
     forget_examples = [request.examples["forget"][item] for item in items]
-    retained = request.retain.records if request.retain else ()
-    retain_examples = [
-        request.examples["retain"][item] for item in repeated_items(retained, wanted.text_repeats)
-    ]
+    retain_examples = list(request.examples["retain"]) if request.retain else []
     scope = request.methods["scope"]
     moving: dict[str, nn.Parameter] = scope.select(opened.model)
     scope_state = scope.init(opened.model, moving)

@@ -1,0 +1,74 @@
+"""The verdict as a page says it: its word, one sentence with the counts it rests on, the reasons and the scope.
+
+Source: this project.  Checked against: one made-up run a word, and an audit without a protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from letheon.reports.reading import AuditedRun
+from letheon.reports.wording import JUDGEMENTS, PLAIN, VERDICTS, Judged, counted, label_of_condition, listed, name_of
+
+Audit = Mapping[str, Any]
+Cell = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class VerdictShown:
+    """The verdict as the page shows it."""
+
+    word: str
+    judged: Judged
+    sentence: str
+    reasons: list[str]
+    scope: str
+
+
+def verdict(run: AuditedRun) -> VerdictShown:
+    """Word, one sentence with its reach, the reasons as they were signed."""
+    found, audit = run.verdict, run.audit
+    if not found:
+        sentence = (
+            "Conditions or probes were chosen by hand. Only a protocol, written down beforehand, gives a verdict."
+        )
+        return VerdictShown("NO VERDICT", PLAIN, sentence, [], "")
+    word = str(found["word"])
+    reasons = [str(reason) for reason in found.get("reasons") or []]
+    return VerdictShown(word, VERDICTS.get(word, PLAIN), _sentence(word, audit), reasons, str(found.get("scope") or ""))
+
+
+def _sentence(word: str, audit: Audit) -> str:
+    """What the word says, with the counts it rests on."""
+    required = required_cells(audit)
+    conditions = list(dict.fromkeys(label_of_condition(audit, cell["condition"]) for cell in required))
+    every = counted(len(required), "required cell")
+    under = f"{every} under {counted(len(conditions), 'condition')}"
+    found = [cell for cell in required if JUDGEMENTS.get(cell.get("judgement") or "", PLAIN).tone == "found"]
+    missing = sum(cell["status"] == "not measured" for cell in required)
+    undecided = sum(cell.get("judgement") == "open" for cell in required)
+    lost = [row for row in audit.get("utility", []) if row.get("judgement") == "lost"]
+    if word == "NOT DELETED":
+        where = list(dict.fromkeys(label_of_condition(audit, cell["condition"]) for cell in found))
+        some = f"under {len(where)} of {counted(len(conditions), 'condition')}: {'; '.join(where)}"
+        under = some if len(where) < len(conditions) else f"under every one of {counted(len(conditions), 'condition')}"
+        return f"Traces of the forget set in {len(found)} of {every}, {under}."
+    if word == "NOT USABLE":
+        what = "; ".join(name_of(audit, row["column"]) for row in lost)
+        return f"No trace found in {under}, but the model is damaged. Fallen by more than the margin: {what}."
+    if word == "DELETED":
+        return f"No evidence above the margin in any of {under}, and everything else kept within its margin."
+    if word == "INCONCLUSIVE":
+        why = [
+            *([f"{undecided} not decided either way"] if undecided else []),
+            *([f"{missing} not measured"] if missing else []),
+        ]
+        return f"No trace found, but not enough to say more: of {under}, {listed(why) or 'too few apply'}."
+    return f"Decided over {under}."
+
+
+def required_cells(audit: Audit) -> list[Cell]:
+    """The cells that the verdict rests on."""
+    return [cell for cell in audit.get("cells", []) if cell.get("required")]

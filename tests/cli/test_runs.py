@@ -1,0 +1,84 @@
+"""`letheon runs`: what ran, and what it still holds; `letheon report`, `letheon run`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from letheon.runs.record import RunFolder
+
+Letheon = Callable[..., Any]
+
+
+@pytest.fixture
+def run(here: Path) -> Path:
+    opened = RunFolder.open(here / "runs" / "one")
+    with opened.stage("forget", {"seed": 0}, {"forget_data": here / "f.jsonl"}, None) as stage:
+        (opened.path / "items.jsonl").write_text("{}\n")
+        stage.produced(opened.path / "items.jsonl", may_be_purged=True)
+    with pytest.raises(KeyboardInterrupt), opened.stage("audit", {}, {}, None):
+        raise KeyboardInterrupt
+    return opened.path
+
+
+def test_no_runs(letheon: Letheon, here: Path) -> None:
+    assert letheon("runs").out == "no runs in runs\n"
+    assert json.loads(letheon("runs", "--json").out) == []
+
+
+def test_the_table_says_what_stopped_and_what_holds_raw_text(letheon: Letheon, run: Path) -> None:
+    ended = letheon("runs")
+    assert ended.code == 0
+    first, second = ended.out.splitlines()
+    assert first.startswith("one  20")
+    assert first.endswith("s  -  1-forget done, 2-audit interrupted  holds raw text")
+    assert second == "next: the command that began runs/one, to continue it"
+
+
+def test_json_lists_every_run(letheon: Letheon, run: Path) -> None:
+    (found,) = json.loads(letheon("runs", "--root", run.parent, "--json").out)
+    assert found["name"] == "one"
+    assert found["stages"] == [["1-forget", "done"], ["2-audit", "interrupted"]]
+    assert found["holds_raw_text"] is True
+
+
+@pytest.mark.parametrize("named", ["one", "runs/one"])
+def test_purge_takes_a_name_or_a_path(letheon: Letheon, run: Path, named: str) -> None:
+    (run / "report.html").write_text("<p>")
+    ended = letheon("runs", "purge", named)
+    assert ended.code == 0, ended.err
+    assert "removed: runs/one/items.jsonl\n" in ended.out
+    assert "make it again without them: letheon report runs/one\n" in ended.out
+    assert ended.out.endswith("next: letheon verify runs/one\n")
+    assert not (run / "items.jsonl").exists()
+    assert letheon("runs", "purge", named).out.startswith("nothing to remove in runs/one\n")
+
+
+def test_purge_of_an_unknown_run_names_the_nearest(letheon: Letheon, run: Path) -> None:
+    ended = letheon("runs", "purge", "ome")
+    assert ended.code == 2
+    assert "'ome' is not a run in runs, nor a folder. Did you mean 'one'? Known: one (letheon runs)" in ended.err
+
+
+def test_a_folder_that_is_no_run_is_not_purged(letheon: Letheon, here: Path) -> None:
+    (here / "items.jsonl").write_text("{}\n")
+    ended = letheon("runs", "purge", here)
+    assert ended.code == 2
+    assert "is not a run: it has no record.json" in ended.err
+    assert (here / "items.jsonl").exists()
+
+
+def test_report_makes_the_page(letheon: Letheon, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("letheon.reports.page.report", lambda run: run / "report.html")
+    ended = letheon("report", "runs/one")
+    assert (ended.code, ended.out) == (0, "report: runs/one/report.html\nnext: letheon verify runs/one\n")
+
+
+def test_a_report_without_an_audit_is_refused(letheon: Letheon, run: Path) -> None:
+    ended = letheon("report", "runs/one")
+    assert ended.code == 2
+    assert ended.out == ""

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+
+from letheon.reports.tables import Reasons, control_of, find, matrix, shade_of
+
+
+def test_reasons_are_numbered_once_in_order() -> None:
+    reasons = Reasons()
+    given = [
+        reasons.add("not measured", why, column, "int8")
+        for why, column in (("a", "x"), ("b", "x"), ("a", "y"), ("a", "y"))
+    ]
+    assert given == [1, 2, 1, 1]
+    assert [row["places"] for row in reasons.rows()] == [["x: int8", "y: int8; int8"], ["x: int8"]]
+
+
+def test_the_same_reason_for_another_status_is_another_one() -> None:
+    reasons = Reasons()
+    assert [reasons.add(status, "a", "x", "int8") for status in ("not measured", "not applicable")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("column", "changes", "shade", "hue"),
+    [
+        ("forget_accuracy", {"d": 0.5}, 0.5, "warm"),
+        ("forget_accuracy", {"d": -0.5}, 0.0, "warm"),
+        ("forget_accuracy", {"d": 1.7}, 1.0, "warm"),
+        ("forget_accuracy", {"d": 0.01}, 0.0, "warm"),
+        ("forget_accuracy", {"d": None}, 0.0, "warm"),
+        ("membership_texts", {"d": 0.25}, 0.5, "warm"),
+        ("membership_texts", {"d": -0.25}, 0.5, "cold"),
+        ("retain_accuracy", {"value": 0.4, "original": 1.0}, 0.6, "warm"),
+        ("retain_accuracy", {"value": 1.0, "original": 0.4}, 0.0, "warm"),
+        ("retain_accuracy", {"value": 0.4, "original": None}, 0.0, "warm"),
+        ("retain_perplexity", {"value": 20.0, "original": 2.0}, 1.0, "warm"),
+        ("retain_perplexity", {"value": 2.0, "original": 20.0}, 0.0, "warm"),
+    ],
+)
+def test_the_shade_is_the_distance_that_hurts(
+    fakes: ModuleType, column: str, changes: dict[str, float | None], shade: float, hue: str
+) -> None:
+    audit = fakes.make_audit("gate")
+    assert shade_of(audit, {**find(audit, column, "as_is"), **changes}) == (pytest.approx(shade), hue)
+
+
+def test_the_ends_of_the_scale_stand_above_the_conditions(fakes: ModuleType) -> None:
+    forget, utility = matrix(fakes.make_audit("gate"), Reasons())
+    assert [row["cells"][0] for row in forget["before"]] == ["1.00", "0.02"]
+    assert [row["cells"][0] for row in utility["before"]] == ["1.00", "1.00"]
+    assert [row["label"] for row in forget["rows"]][:3] == ["as is", "int8, per row", "int4, per row"]
+
+
+def test_the_controls_perplexity_is_made_of_its_losses(fakes: ModuleType) -> None:
+    audit = fakes.make_audit("gate")
+    audit["scores"]["control"]["as_is"]["retain_perplexity"] = {"values": [0.0, 2.0]}
+    assert control_of(audit, find(audit, "retain_perplexity", "as_is")) == pytest.approx(2.718281828)
+
+
+def test_a_value_whose_control_is_missing_carries_the_reason(fakes: ModuleType) -> None:
+    audit = fakes.make_audit("gate")
+    cell = find(audit, "forget_rouge", "as_is")
+    cell.update(reason="control: was not asked", d=None)  # type: ignore[attr-defined]
+    reasons = Reasons()
+    forget, _ = matrix(audit, reasons)
+    shown = forget["rows"][0]["cells"][3]
+    assert shown.text == "0.06" and reasons.rows()[shown.note - 1]["reason"] == "control: was not asked"

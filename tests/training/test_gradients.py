@@ -1,0 +1,103 @@
+"""Counts first, one division: eight batches of one are one batch of eight."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from letheon.training.gradients import MeanGradient, clip, global_norm, take
+from letheon.training.losses import Body, TokenLoss
+from tests.toys import bits, gpt2_double, llama, micro_batches, random_examples
+
+EIGHT = random_examples(8, longest=24)
+
+
+def mean_gradient(model: nn.Module) -> MeanGradient:
+    return MeanGradient(TokenLoss(Body(model)), "data", list(model.parameters()))
+
+
+def test_eight_batches_of_one_are_one_batch_of_eight() -> None:
+    model = llama()
+    gradient = mean_gradient(model)
+    whole = gradient(model, {"data": micro_batches(EIGHT, 8)})
+    for size in (1, 3):
+        parts = gradient(model, {"data": micro_batches(EIGHT, size)})
+        assert parts.figures["data_loss"] == pytest.approx(whole.figures["data_loss"], rel=1e-5)
+        for one, other in zip(parts.tensors, whole.tensors, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-7)
+    counts = {len(example.answer_ids) for example in EIGHT}
+    assert len(counts) > 3  # otherwise a mean of means would pass as well
+
+
+def test_the_gradient_is_that_of_the_mean_over_tokens() -> None:
+    model = llama()
+    [batch] = micro_batches(EIGHT, 8)
+    found = mean_gradient(model)(model, {"data": [batch]})
+    logits = model(input_ids=batch.ids, attention_mask=batch.attention_mask).logits
+    chosen = logits[batch.label_row, batch.label_column]
+    wanted = torch.autograd.grad(nn.functional.cross_entropy(chosen, batch.label_ids), list(model.parameters()))
+    for one, other in zip(found.tensors, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-7)
+
+
+def test_the_gradient_is_the_slope() -> None:
+    model = gpt2_double()
+    examples = random_examples(5, vocabulary=23)
+    gradient = mean_gradient(model)
+    parts = {"data": micro_batches(examples, 2)}
+    found = gradient(model, parts).tensors
+    generator = torch.Generator().manual_seed(3)
+    direction = [torch.randn(tensor.shape, dtype=torch.float64, generator=generator) for tensor in found]
+
+    def value(step: float) -> float:
+        with torch.no_grad():
+            torch._foreach_add_(list(model.parameters()), direction, alpha=step)
+        result = gradient(model, parts).figures["data_loss"]
+        with torch.no_grad():
+            torch._foreach_add_(list(model.parameters()), direction, alpha=-step)
+        return result
+
+    slope = (value(1e-5) - value(-1e-5)) / 2e-5
+    assert slope == pytest.approx(sum(float((a * b).sum()) for a, b in zip(found, direction, strict=True)), rel=1e-6)
+
+
+def test_taking_empties_and_fills_with_zeros() -> None:
+    used, unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3, 2))
+    (used * 2).sum().backward()
+    taken = take([used, unused])
+    assert taken[0].tolist() == [2.0, 2.0] and torch.equal(taken[1], torch.zeros(3, 2))
+    assert used.grad is None and unused.grad is None
+
+
+def test_a_second_call_starts_from_nothing() -> None:
+    model = llama()
+    gradient = mean_gradient(model)
+    parts = {"data": micro_batches(EIGHT, 8)}
+    first, second = gradient(model, parts), gradient(model, parts)
+    assert all(bits(one) == bits(other) for one, other in zip(first.tensors, second.tensors, strict=True))
+
+
+def tensors() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for shape in ((3, 4), (5,), (2, 2, 2))]
+
+
+def test_the_norm_is_that_of_one_long_vector() -> None:
+    made = tensors()
+    long = torch.cat([tensor.flatten() for tensor in made]).double()
+    norm = global_norm(made)
+    assert norm.shape == () and norm.dtype == torch.float32
+    assert float(norm) == pytest.approx(float(long.norm()), rel=1e-6)
+
+
+def test_clipping_scales_all_alike_and_only_above_the_limit() -> None:
+    made, before = tensors(), tensors()
+    norm = global_norm(made)
+    clip(made, norm, float(norm) * 1.01)
+    clip(made, norm, None)
+    assert all(bits(one) == bits(other) for one, other in zip(made, before, strict=True))
+    clip(made, norm, 0.5)
+    assert float(global_norm(made)) == pytest.approx(0.5, rel=1e-6)
+    for one, other in zip(made, before, strict=True):
+        torch.testing.assert_close(one, other * (0.5 / norm))
