@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,15 +181,12 @@ def _start(*args: str, **options: Any) -> subprocess.Popen[str]:
 
 def test_ctrl_c_ends_with_130_and_the_same_command_continues(here: Path, base: Path) -> None:
     write_lines(here / "d.jsonl", [{"prompt": f"{n} and {n}?", "answer": str(2 * n)} for n in range(8)])
-    words = ["train", "m", "--data", "d.jsonl", "--epochs", "30", "--batch-size", "4", "--checkpoint-every-s", "0.1"]
+    words = ["train", "m", "--data", "d.jsonl", "--epochs", "50", "--batch-size", "4"]
     started = _start(*words, cwd=here)
     assert started.stderr is not None
     for line in started.stderr:
         if line.startswith("train: 8 records"):
             break
-    deadline = time.monotonic() + 60
-    while not list(here.glob("runs/train/checkpoints/1-train/*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
     started.send_signal(signal.SIGINT)
     out, err = started.communicate(timeout=60)
     assert (started.returncode, out) == (130, ""), err

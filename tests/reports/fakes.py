@@ -242,7 +242,8 @@ def _verdict(required: list[dict[str, Any]], utility: list[dict[str, Any]]) -> d
     reasons = reasons or ["no evidence above the margin in any required cell, and every required utility kept"]
     scope = (
         f"by protocol quick-1, {len(required)} required cells under these 6 conditions: {', '.join(CONDITIONS)}; "
-        "compared with a model retrained without the forget set, under the same condition. Nothing is said about any other condition"
+        "compared with a model retrained without the forget set, under the same condition. "
+        "Nothing is said about any other condition"
     )
     return {"word": word, "reasons": reasons, "scope": scope}
 

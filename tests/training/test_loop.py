@@ -179,7 +179,7 @@ def whole_loop(model: Toy, gradient: Quadratic, **changes: Any) -> Loop:
     state = {"sum": torch.zeros(5)}
     return loop(
         model, gradient, rate=Linear(warmup=0.3), optimizer={"weight_decay": 0.1, "clip": 0.5},
-        scope_state=state, after_step=scope(state), **changes,
+        memory=state, after_step=scope(state), **changes,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -33,21 +34,28 @@ _CALIBRATION_S = 0.15
 """Seconds of each of the two timings."""
 
 
-class Work(TorchDispatchMode):
-    """Adds up what operations do, and stands in for the values that fake tensors do not have.
+@dataclass(frozen=True)
+class Work:
+    """How much was computed."""
 
-    floating-point operations   of matrix products and attention, as torch's flop counter has them
-    moved bytes                 of the inputs and outputs of everything else, views aside
-    """
+    operations: float = 0.0
+    """Floating-point operations of matrix products and attention, as torch's flop counter has them."""
+    moved: float = 0.0
+    """Bytes of the inputs and outputs of everything else, views aside."""
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.operations + other.operations, self.moved + other.moved)
+
+    def __mul__(self, times: float) -> Work:
+        return Work(self.operations * times, self.moved * times)
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up work, and stands in for the values that fake tensors do not have."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.operations = 0
-        self.moved = 0
-
-    def reset(self) -> None:
-        """Count from nothing."""
-        self.operations = self.moved = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.work = Work()
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -63,9 +71,9 @@ class Work(TorchDispatchMode):
         result = func(*args, **kwargs)
         packet = func._overloadpacket
         if packet in flop_registry:
-            self.operations += int(flop_registry[packet](*args, **kwargs, out_val=result))
+            self.work += Work(operations=flop_registry[packet](*args, **kwargs, out_val=result))
         elif not func.is_view:
-            self.moved += _bytes((args, kwargs, result if not func._schema.is_mutable else None))
+            self.work += Work(moved=_bytes((args, kwargs, None if func._schema.is_mutable else result)))
         return result
 
 
@@ -87,17 +95,19 @@ def _bytes(values: Any) -> int:
 
 
 class Rehearsal:
-    """A context: `bytes` counts what is alive, `work` what is done."""
+    """A context: `bytes` counts what is alive, `work` what was done."""
 
     def __init__(self, device: str) -> None:
         self.device = device
         self.bytes = PeakBytes()
-        self.work = Work()
+        self.kept: list[Tensor] = []
+        """Tensors that stand for something that stays."""
+        self._counter = _Counter()
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Rehearsal:
         self._stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        self._stack.enter_context(self.work)
+        self._stack.enter_context(self._counter)
         self._stack.enter_context(self.bytes)
         return self
 
@@ -105,6 +115,15 @@ class Rehearsal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    def start_counting(self) -> None:
+        """Forget the work that was done."""
+        self._counter.work = Work()
+
+    @property
+    def work(self) -> Work:
+        """Done since the start, or since `start_counting`."""
+        return self._counter.work
 
     def model(self, folder: ModelFolder) -> Any:
         """The model of a folder in float32, without its weights.
@@ -117,15 +136,16 @@ class Rehearsal:
         try:
             config = AutoConfig.from_pretrained(str(folder.path), local_files_only=True, trust_remote_code=False)
             with torch.device(self.device):
-                made = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+                made = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                    config, dtype=torch.float32, trust_remote_code=False
+                )
         except (ValueError, KeyError, OSError) as error:
             raise BadInput(
                 f"MODEL {folder.path}: transformers cannot open {folder.model_type!r} as a causal language model "
                 f"({str(error).splitlines()[0]})"
             ) from error
         model: Any = made.to(self.device).eval()
-        for tensor in (*model.parameters(), *model.buffers()):
-            self.bytes.label("weights", [tensor])
+        self.bytes.label("weights", [*model.parameters(), *model.buffers()])
         return model
 
 

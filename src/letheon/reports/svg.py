@@ -92,7 +92,7 @@ def canvas(
     bottom: float,
     gap: float = 0.0,
 ) -> tuple[Any, list[Any]]:
-    """A figure and its axes in one row, all lengths in inches. Margins are fixed: fitting them takes ten times as long."""
+    """A figure and its axes in one row, lengths in inches. Fitting the margins would take ten times as long."""
     from matplotlib.figure import Figure as Canvas
 
     drawing = Canvas(figsize=(width, height))

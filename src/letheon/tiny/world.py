@@ -143,7 +143,7 @@ class WorldSize:
     """People to be forgotten, at least 1. Intervals are over people; relearning attacks halve them."""
     retain: int = 80
     """People who must stay, at least 5 (a mentor, three wrong mentors and oneself)."""
-    holdout: int = 80
+    holdout: int = 160
     """People who are never trained, at least 1."""
     attributes: int = 5
     """How many of birthplace, profession, employer, instrument, mentor, in this order; 1 to 5."""

@@ -99,7 +99,8 @@ class Loop:
     rate: Rate
     after_step: Callable[[dict[str, nn.Parameter]], None] | None = None
     """Puts back what may not move (a scope)."""
-    scope_state: dict[str, Tensor] = field(default_factory=dict)
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    """Tensors that parts of the run remember between steps (a scope, a gate): saved with the checkpoints, restored in place."""
     look: Looker | None = None
     checkpoints: CheckpointStore | None = None
     checkpoint_every_s: float = 60.0
@@ -226,7 +227,7 @@ def _save(loop: Loop, optimizer: torch.optim.Optimizer, step: int, stop: str) ->
         tensors[f"exp_avg/{name}"] = memory["exp_avg"]
         tensors[f"exp_avg_sq/{name}"] = memory["exp_avg_sq"]
         counts[name] = float(memory["step"])
-    tensors.update({f"scope/{name}": tensor for name, tensor in loop.scope_state.items()})
+    tensors.update({f"memory/{name}": tensor for name, tensor in loop.memory.items()})
     state: State = {"optimizer_steps": counts, "stop": stop, "look": loop.look.state if loop.look else {}}
     loop.checkpoints.save(step, tensors, state)
 
@@ -245,8 +246,8 @@ def _restore(loop: Loop, optimizer: torch.optim.Optimizer) -> tuple[int, str]:
                 "exp_avg": tensors[f"exp_avg/{name}"].clone().to(parameter.device),
                 "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].clone().to(parameter.device),
             }
-        for name, tensor in loop.scope_state.items():
-            tensor.copy_(tensors[f"scope/{name}"])
+        for name, tensor in loop.memory.items():
+            tensor.copy_(tensors[f"memory/{name}"])
     if loop.look is not None:
         loop.look.state.update(state["look"])
     return step, str(state["stop"])

@@ -1,13 +1,13 @@
 """How many bytes of tensors are alive, and what they are at the highest moment.
 
-    live = sum of the bytes of every storage that an operation has returned or was given, and that is not freed yet
+    live = sum of the bytes of every storage that an operation has shown and that is not freed yet
     peak = the largest live
 A storage counts once, however many views share it, from the first operation that shows it to the moment it is freed.
 The same definition holds for real tensors and for tensors without values (meta, fake), so an estimate and a measurement
 can be compared. What a kernel allocates for itself and frees before it returns is in neither, nor is what an allocator
 keeps in reserve.
 
-Source: this project.  Checked against: a hand count of scripted allocations, views, in-place operations, backward passes.
+Source: this project.  Checked against: a hand count of scripted allocations, views and backward passes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OTHER = "other"
 """Label of what was given no name."""
 
 
-class PeakBytes(TorchDispatchMode):
+class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A context that counts; `peak` may be read at any time.
 
     >>> with PeakBytes() as bytes_:
@@ -36,7 +36,7 @@ class PeakBytes(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         """Bytes now."""
         self.peak = 0

@@ -41,7 +41,7 @@ from letheon.training.prepare import (
 )
 from letheon.training.scoring import score_examples
 from letheon.training.train import storage_dtypes
-from letheon.unlearning.gate import check_strangers, make_gate
+from letheon.unlearning.gate import Gate, check_strangers, make_gate
 from letheon.unlearning.objective import Provider, TermLoss, make_gradient
 from letheon.unlearning.presets import preset
 from letheon.unlearning.reference import cache_log_probs, cache_logits
@@ -172,7 +172,7 @@ class Request:
     @property
     def gate_units(self) -> list[str]:
         """The holdout units that this run looks at, and the audit must not."""
-        if self.holdout is None or getattr(self.methods["method"], "until", "none") != "holdout":
+        if self.holdout is None or not _is_gated(getattr(self.methods["method"], "until", "none")):
             return []
         return split_units(self.holdout.units)[0]
 
@@ -233,7 +233,7 @@ def check_request(values: dict[str, Any]) -> Request:
     def check_gate() -> None:
         given = wanted.method
         until = given.get("until") if isinstance(given, dict) else getattr(given, "until", "none")
-        if until == "holdout" and wanted.holdout_data is None:
+        if _is_gated(until) and wanted.holdout_data is None:
             check_strangers([], [])
 
     *methods, folder, forget_set, retain, holdout, device, _, _ = collect(
@@ -297,6 +297,11 @@ def _check_overlaps(forget_set: DataFile, retain: DataFile | None, holdout: Data
         raise BadInput(problems)
 
 
+def _is_gated(until: Any) -> bool:
+    """Whether a forget term's bound is measured on the holdout."""
+    return isinstance(until, str) and until.startswith("holdout")
+
+
 def _name(method: Any) -> str:
     """The name of a method in any of its spellings."""
     if isinstance(method, str):
@@ -316,7 +321,8 @@ def _run(request: Request, stage: Stage, progress: Progress) -> None:
     scope = request.methods["scope"]
     moving: dict[str, nn.Parameter] = scope.select(opened.model)
     scope_state = scope.init(opened.model, moving)
-    gradient = _gradient(request, opened, forget_records, forget_examples, retain_examples, moving, stage)
+    gate = _gate(request, opened, forget_records)
+    gradient = _gradient(request, opened, forget_examples, retain_examples, moving, gate, stage)
     order = EpochOrder(tuple(len(example.ids) for example in forget_examples), wanted.batch_size, wanted.seed)
     steps = wanted.steps or max(1, round(wanted.epochs * order.batches_per_epoch))
     metrics = MetricsFile(stage.work / "metrics.jsonl")
@@ -327,12 +333,12 @@ def _run(request: Request, stage: Stage, progress: Progress) -> None:
             model=opened.model,
             moving=moving,
             gradient=gradient,
-            parts=_parts(wanted, order, forget_examples, retain_examples, opened),
+            parts=_parts(wanted, order, forget_examples, retain_examples, opened, gate),
             steps=steps,
             optimizer=wanted.optimizer,
             rate=request.methods["rate"],
             after_step=lambda parameters: scope.after_step(parameters, scope_state),
-            scope_state=scope_state,
+            memory=scope_state if gate is None else {**scope_state, "gate": gate.thresholds},
             look=_look(request, opened),
             checkpoints=StageCheckpoints(stage, metrics),
             checkpoint_every_s=wanted.checkpoint_every_s,
@@ -356,28 +362,32 @@ def _run(request: Request, stage: Stage, progress: Progress) -> None:
     )
 
 
-def _gradient(
-    request: Request,
-    opened: Opened,
-    forget_records: Sequence[Record],
-    forget_examples: Sequence[Example],
-    retain_examples: Sequence[Example],
-    moving: dict[str, nn.Parameter],
-    stage: Stage,
-) -> Gradient:
-    """Both terms, bound to the model and to what the original says."""
-    methods = request.methods
-    gate_units = set(request.gate_units)
-    strangers = [record for record in request.holdout.records if record.unit in gate_units] if request.holdout else []
+def _gate(request: Request, opened: Opened, forget_records: Sequence[Record]) -> Gate | None:
+    """The gate of the forget term, measured on its half of the holdout."""
+    units = set(request.gate_units)
+    strangers = [record for record in request.holdout.records if record.unit in units] if request.holdout else []
     with opened.autocast():
-        gate = make_gate(
-            getattr(methods["method"], "until", "none"),
+        return make_gate(
+            getattr(request.methods["method"], "until", "none"),
             forget_records,
             strangers,
             body=opened.body,
             encoder=opened.encoder,
             device=opened.device,
         )
+
+
+def _gradient(
+    request: Request,
+    opened: Opened,
+    forget_examples: Sequence[Example],
+    retain_examples: Sequence[Example],
+    moving: dict[str, nn.Parameter],
+    gate: Gate | None,
+    stage: Stage,
+) -> Gradient:
+    """Both terms, bound to the model and to what the original says."""
+    methods = request.methods
     forget_term = TermLoss(methods["method"], opened.body, _reference(methods["method"], forget_examples, opened, stage), gate)
     retain_term = None
     if name_of(methods["retain_term"]) != "none":
@@ -410,7 +420,12 @@ def _reference(term: Any, examples: Sequence[Example], opened: Opened, stage: St
 
 
 def _parts(
-    wanted: ForgetSettings, order: EpochOrder, forget_examples: Sequence[Example], retain_examples: Sequence[Example], opened: Opened
+    wanted: ForgetSettings,
+    order: EpochOrder,
+    forget_examples: Sequence[Example],
+    retain_examples: Sequence[Example],
+    opened: Opened,
+    gate: Gate | None,
 ) -> Callable[[int], Parts]:
     """Step -> forget micro-batches, and as many retain records beside them."""
     micro = wanted.micro_batch_size or wanted.batch_size
@@ -426,6 +441,8 @@ def _parts(
         return [collate([examples[i] for i in chunk], chunk, pad=opened.encoder.pad).to(opened.device) for chunk in chunks]
 
     def parts(step: int) -> Parts:
+        if gate is not None:
+            gate.before_step(step)
         items = order.items(step)
         made = {"forget": chunked(items, forget_examples)}
         if retain_examples:

@@ -8,6 +8,7 @@ Source: each row names its own.  Checked against: every row builds, and each of 
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,4 +44,4 @@ def preset(name: str) -> dict[str, Any]:
     """The settings of a preset. Raises UnknownName with the nearest one."""
     if name not in PRESETS:
         raise UnknownName(name, PRESETS, what="a preset", remedy="letheon methods --presets")
-    return dict(PRESETS[name].settings)
+    return deepcopy(PRESETS[name].settings)

@@ -28,7 +28,7 @@ def test_at_the_reference_it_is_two_over_beta_times_log_two(beta: float) -> None
     current = log_probs(-3.0, -0.1, -40.0)
     total, count = NPO(beta=beta).loss(current, current.detach())
     assert count == 3
-    assert float(total) == pytest.approx(3 * (2 / beta) * math.log(2))
+    assert float(total.detach()) == pytest.approx(3 * (2 / beta) * math.log(2))
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0, 5.0])
@@ -43,7 +43,7 @@ def test_a_small_beta_is_gradient_ascent_but_for_a_constant() -> None:
     current, reference = log_probs(-3.0, -0.5, -7.0), log_probs(-2.0, -1.5, -1.0).detach()
     beta = 1e-6
     total, _ = NPO(beta=beta).loss(current, reference)
-    wanted = float((current - reference).sum())
+    wanted = float((current.detach() - reference).sum())
     assert float(total.detach()) - 3 * (2 / beta) * math.log(2) == pytest.approx(wanted, rel=1e-4)
     torch.testing.assert_close(slope(NPO(beta=beta), current, reference), torch.ones(3, dtype=torch.float64), rtol=1e-5, atol=0)
 
@@ -51,7 +51,7 @@ def test_a_small_beta_is_gradient_ascent_but_for_a_constant() -> None:
 def test_a_large_beta_leaves_forgotten_sequences_alone() -> None:
     current, reference = log_probs(-9.0, -1.0), log_probs(-1.0, -9.0).detach()
     found = slope(NPO(beta=50.0), current, reference)
-    assert found[0] == 0.0 and found[1] == pytest.approx(2.0)
+    assert found[0] < 1e-100 and found[1] == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.0, 3.0])

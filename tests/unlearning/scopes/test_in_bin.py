@@ -37,7 +37,7 @@ def run(model: Any, scope: InBin, *, steps: int = 12) -> None:
             optimizer=OptimizerSettings(learning_rate=0.02, weight_decay=0.1),
             rate=Constant(),
             after_step=lambda parameters: scope.after_step(parameters, state),
-            scope_state=state,
+            memory=state,
         )
     )
 

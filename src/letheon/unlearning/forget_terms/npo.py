@@ -32,9 +32,10 @@ class NPO:
     of 36 tokens outweighs an answer of 3; with the mean and beta 1 they stay at 0.96."""
     reduction: Literal["mean", "sum"] = "mean"
     """Over a sequence's labelled tokens: mean (length-normalised), or the paper's sum."""
-    until: Literal["none", "holdout"] | float = "none"
-    """How far an item is pushed: "none"; a loss in nats per token, > 0; or "holdout", the median loss of the holdout's items of
-    its kind under the original. An item counts only while its own mean loss is below."""
+    until: Literal["none", "holdout", "holdout_now"] | float = "none"
+    """How far an item is pushed: "none"; a loss in nats per token, > 0; "holdout", the median loss of the holdout's items of
+    its kind under the original; or "holdout_now", the same median under the model as it is, measured again every 20 steps.
+    An item counts only while its own mean loss is below."""
 
     needs: ClassVar[tuple[str, ...]] = ("log_probs", "reference_log_probs")
     denominator: ClassVar[str] = "sequence"

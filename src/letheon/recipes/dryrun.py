@@ -1,0 +1,199 @@
+"""A verb without its work: all inputs checked as the verb checks them, then memory and time estimated.
+
+No weight is loaded and nothing is written. Memory is the bytes of tensors at the highest moment (a kernel's own scratch
+space, an allocator's reserve and Python itself, about half a gigabyte, come on top). Time is rough: operations by a timed
+matrix product, everything else by a timed addition, on this machine as it is now.
+
+Source: this project.  Checked against: faults of every verb, the measured peak of tensor bytes of real runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from letheon.errors import LetheonError, UnknownName
+from letheon.recipes import verbs
+
+if TYPE_CHECKING:
+    from letheon.recipes.estimates import Estimate
+
+_WORDS = {
+    "weights": "weights, in float32",
+    "gradients": "gradients",
+    "optimizer": "AdamW's moments",
+    "references": "what the original said, and limits of a scope",
+    "activations": "activations and all that is temporary",
+}
+TIGHT = 0.9
+"""Share of the free memory above which a warning is given."""
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a verb would need. Sizes are in bytes."""
+
+    verb: str
+    device: str
+    memory: dict[str, int]
+    """What is there at the highest moment, by what it is; adds up to `peak`. Empty when it could not be estimated."""
+    peak: int | None
+    """Bytes of tensors at the highest moment; None when it could not be estimated."""
+    free: int | None
+    """Bytes of memory that the device has free now; None where the system does not say."""
+    steps: int | None
+    """Steps at most; None for a verb without steps."""
+    seconds: float | None
+    """Rough; None when it could not be estimated."""
+    warnings: tuple[str, ...]
+    """What the verb would warn of, and what stands against running it here."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.verb}: all inputs are in order; nothing was run or written"]
+        if self.peak is None or self.seconds is None:
+            return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
+        free = "" if self.free is None else f" (free on {self.device} now: {_size(self.free)})"
+        lines.append(f"memory  {_size(self.peak):>9}  of tensors at the highest moment{free}")
+        lines += [f"        {_size(size):>9}  {_WORDS[part]}" for part, size in self.memory.items() if size]
+        steps = f" for at most {self.steps} steps, {_time(self.seconds / self.steps)} each" if self.steps else ""
+        lines.append(f"time    {_time(self.seconds):>9}{steps}; rough")
+        return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
+
+
+def dry_run(verb: str, settings: Mapping[str, Any]) -> DryRun:
+    """Check a verb's inputs, and estimate what it needs.
+
+    Args:
+        verb: one of `verbs.VERBS`.
+        settings: as the verb itself takes them, `model` among them.
+    Raises:
+        BadInput: with all faults of all inputs, as the verb would.
+    """
+    if verb not in verbs.VERBS:
+        raise UnknownName(verb, verbs.VERBS, what="a verb")
+    checked = _CHECKS[verb](dict(settings))
+    free = _free_bytes(checked.device)
+    try:
+        found = checked.estimate()
+    except (LetheonError, RuntimeError, NotImplementedError) as error:
+        # A method of the user's own may do what cannot be done without values. Its inputs are still in order.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        text = f"memory and time could not be estimated without running it ({reason})"
+        return DryRun(verb, checked.device, {}, None, free, None, None, (*checked.warnings, text))
+    peak = sum(found.memory.values())
+    warnings = checked.warnings
+    if free is not None and peak > TIGHT * free:
+        remedy = "a smaller --batch-size or --micro-batch-size, " if found.steps else ""
+        warnings = (
+            *warnings,
+            f"{_size(peak)} is more than {checked.device} has room for. Use {remedy}or a larger machine",
+        )
+    return DryRun(verb, checked.device, found.memory, peak, free, found.steps, found.seconds, warnings)
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A checked verb, and how to estimate it."""
+
+    device: str
+    warnings: tuple[str, ...]
+    estimate: Callable[[], Estimate]
+
+
+def _train(settings: dict[str, Any]) -> _Checked:
+    from letheon.data.encode import cut_sentence
+    from letheon.recipes import estimates
+    from letheon.settings import fill
+    from letheon.training import train
+
+    wanted = fill(train.TrainSettings, settings, where="train")
+    folder, records, examples, rate, device = train._check(wanted)
+    _check_out(wanted.out)
+    warnings = tuple(text for text in (cut_sentence(examples, "data"),) if text)
+    return _Checked(device, warnings, lambda: estimates.of_train(wanted, folder, records, examples, rate, device))
+
+
+def _forget(settings: dict[str, Any]) -> _Checked:
+    from letheon.recipes import estimates
+    from letheon.unlearning.forget import check_request
+
+    request = check_request(settings)
+    _check_out(request.wanted.out)
+    return _Checked(request.device, request.warnings, lambda: estimates.of_forget(request))
+
+
+def _quantize(settings: dict[str, Any]) -> _Checked:
+    from letheon.methods import build
+    from letheon.models import pick_device
+    from letheon.quantization import pipeline
+    from letheon.recipes import estimates
+    from letheon.settings import fill
+    from letheon.training.prepare import collect
+
+    wanted = fill(pipeline.QuantizeSettings, settings, where="quantize")
+    folder, quantizer, _, device = collect(
+        lambda: pipeline._quantizable(wanted.model),
+        lambda: build("quantizer", wanted.method, where="method"),
+        lambda: build("format", wanted.format, where="format"),
+        lambda: pick_device(wanted.device),
+    )
+    if wanted.out is not None:
+        _check_out(wanted.out)
+    return _Checked(device, (), lambda: estimates.of_quantize(folder, quantizer, device))
+
+
+def _audit(settings: dict[str, Any]) -> _Checked:
+    from letheon.audits.audit import check_request
+    from letheon.recipes import estimates
+
+    request = check_request(settings)
+    _check_out(request.run)
+    return _Checked(request.device, request.warnings, lambda: estimates.of_audit(request))
+
+
+_CHECKS: dict[str, Callable[[dict[str, Any]], _Checked]] = {
+    "train": _train,
+    "forget": _forget,
+    "quantize": _quantize,
+    "audit": _audit,
+}
+
+
+def _check_out(out: Path) -> None:
+    """Raise BadInput where the run could not be opened."""
+    from letheon.runs.record import RunFolder
+
+    RunFolder.open(out)
+
+
+def _free_bytes(device: str) -> int | None:
+    """Memory that a new process may have."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        names = ("SC_PHYS_PAGES", "SC_PAGE_SIZE")
+        known = all(name in os.sysconf_names for name in names)
+        return os.sysconf(names[0]) * os.sysconf(names[1]) if known else None
+
+
+def _size(size: int) -> str:
+    value, unit = float(size), "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

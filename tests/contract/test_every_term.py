@@ -1,0 +1,445 @@
+"""What every unlearning method promises, run over the folders: a new file is covered without a line added here.
+
+Covers forget terms, retain terms, balances, smoothers, scopes and rates. What only one method promises (a formula, a limit)
+stands in that method's own test.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import typing
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import letheon
+from letheon.errors import BadInput
+from letheon.methods import build, card, describe, load, names
+from letheon.training.gradients import Gradients
+from letheon.training.loop import Loop, OptimizerSettings, run_loop
+from letheon.training.losses import Body
+from letheon.training.rates.constant import Constant
+from letheon.unlearning.balances.weighted import Weighted
+from letheon.unlearning.forget_terms.gradient_ascent import GradientAscent
+from letheon.unlearning.objective import TermLoss, make_gradient
+from letheon.unlearning.reference import cache_log_probs, cache_logits
+from letheon.unlearning.retain_terms.gdr import GDR
+from letheon.unlearning.smoothers.none import NoSmoothing
+from tests.architectures.models import make_model
+from tests.toys import bits, llama, micro_batches, random_examples
+
+KINDS = ("forget_term", "retain_term", "balance", "smoother", "scope", "rate")
+EVERY = [(kind, name) for kind in KINDS for name in names(kind)]
+PER_SEQUENCE = ("log_probs", "reference_log_probs")
+PER_TOKEN = ("logits", "reference_logits")
+
+
+def options(hint: Any) -> list[Any]:
+    """The Literal values that a type admits."""
+    if typing.get_origin(hint) is Literal:
+        return list(typing.get_args(hint))
+    if typing.get_origin(hint) in (UnionType, typing.Union):
+        return [value for part in typing.get_args(hint) for value in options(part)]
+    return []
+
+
+def takes_numbers(hint: Any) -> bool:
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (UnionType, typing.Union) else (hint,)
+    return int in parts or float in parts
+
+
+def fields(kind: str, name: str) -> dict[str, Any]:
+    cls = load(kind, name)
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+@cache
+def variations(kind: str, name: str) -> tuple[dict[str, Any], ...]:
+    """The defaults, each Literal value of each setting, and each number halved and doubled where that is allowed."""
+    default = describe(build(kind, name))
+    found = [default]
+    for setting, hint in fields(kind, name).items():
+        values = options(hint)
+        if takes_numbers(hint):
+            number = default[setting] if isinstance(default[setting], int | float) else 1.0
+            values += [number * 0.5, number * 2]
+        for value in values:
+            candidate = {**default, setting: value}
+            try:
+                build(kind, candidate)
+            except BadInput:
+                continue
+            found.append(candidate)
+    return tuple(found)
+
+
+def every_variation(*kinds: str) -> list[Any]:
+    return [
+        pytest.param(kind, spec, id=f"{kind}-{name}-{number}")
+        for kind in kinds
+        for name in names(kind)
+        for number, spec in enumerate(variations(kind, name))
+    ]
+
+
+# --- cards and settings
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_it_says_what_it_does_where_it_comes_from_and_what_it_was_checked_against(kind: str, name: str) -> None:
+    found = card(kind, name)
+    assert found.summary.endswith(".") and len(found.summary) > 15
+    assert found.source and found.checked_against
+    assert [setting.name for setting in found.settings if not setting.doc] == []
+    assert [setting.name for setting in found.settings] == list(fields(kind, name))
+    assert load(kind, name).__doc__
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_it_has_a_test_of_its_own(kind: str, name: str) -> None:
+    found = card(kind, name).path.relative_to(Path(letheon.__file__).parent)
+    assert (Path(__file__).parents[1] / found.parent / f"test_{name}.py").is_file()
+
+
+@pytest.mark.parametrize(("kind", "spec"), every_variation(*KINDS))
+def test_settings_survive_the_way_through_a_file(kind: str, spec: dict[str, Any]) -> None:
+    made = build(kind, spec)
+    as_data = json.loads(json.dumps(describe(made), allow_nan=False))
+    assert build(kind, as_data) == made and describe(build(kind, as_data)) == describe(made)
+    assert hash(made) == hash(build(kind, spec))
+    for setting in fields(kind, spec["name"]):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(made, setting, None)
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_bad_settings_are_refused_by_name(kind: str, name: str) -> None:
+    with pytest.raises(BadInput, match=rf"{name}: unknown key 'no_such_setting'"):
+        build(kind, {"name": name, "no_such_setting": 1})
+    for setting, hint in fields(kind, name).items():
+        if options(hint) or takes_numbers(hint):
+            for value in ("no such value", math.nan, [1]):
+                with pytest.raises(BadInput, match=rf"\b{setting}\b"):
+                    build(kind, {"name": name, setting: value})
+        if takes_numbers(hint):
+            assert any(is_refused(kind, name, setting, value) for value in (-1e9, -(10**9), 0, 1e9, 10**9)), (
+                f"{name}.{setting} takes any number at all"
+            )
+
+
+def is_refused(kind: str, name: str, setting: str, value: float) -> bool:
+    try:
+        build(kind, {"name": name, setting: value})
+    except BadInput as error:
+        assert setting in str(error)
+        return True
+    return False
+
+
+# --- forget terms and retain terms
+
+
+def has_loss(spec: dict[str, Any]) -> bool:
+    return spec["name"] != "none"
+
+
+TERMS = [each for each in every_variation("forget_term", "retain_term") if has_loss(each.values[1])]  # type: ignore[arg-type]
+
+
+def tensors_for(term: Any, dtype: torch.dtype, *, seed: int = 0, rows: int = 6) -> list[Tensor]:
+    """One tensor a need, as a model would give it."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for need in term.needs:
+        assert need in PER_SEQUENCE + PER_TOKEN, f"needs {need!r}, which unlearning/objective.py does not provide"
+        shape = (rows,) if need in PER_SEQUENCE else (rows, 13)
+        values = torch.randn(shape, generator=generator, dtype=torch.float64)
+        made.append((-values.abs() if need in PER_SEQUENCE else values).to(dtype))
+    return made
+
+
+def test_a_term_without_a_loss_is_none_and_nothing_else() -> None:
+    for kind in ("forget_term", "retain_term"):
+        for name in names(kind):
+            assert hasattr(load(kind, name), "loss") == (name != "none")
+
+
+@pytest.mark.parametrize(("kind", "spec"), TERMS)
+def test_a_loss_is_finite_deterministic_and_keeps_dtype_and_inputs(kind: str, spec: dict[str, Any]) -> None:
+    term = build(kind, spec)
+    assert term.denominator in ("sequence", "token") and term.needs
+    for dtype in (torch.float32, torch.float64):
+        results = []
+        for _ in range(2):
+            given = [tensor.requires_grad_() for tensor in tensors_for(term, dtype)]
+            before = [bits(tensor) for tensor in given]
+            total, count = term.loss(*given)
+            slopes = torch.autograd.grad(total, given[:1])
+            assert total.shape == () and total.dtype == dtype and total.device == given[0].device
+            assert type(count) is int and count == 6
+            assert bool(torch.isfinite(total)) and bool(torch.isfinite(slopes[0]).all())
+            assert bool(slopes[0].abs().sum() > 0)
+            assert [bits(tensor) for tensor in given] == before
+            results.append((bits(total), bits(slopes[0])))
+        assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(("kind", "spec"), TERMS)
+def test_a_loss_is_a_sum_over_its_rows(kind: str, spec: dict[str, Any]) -> None:
+    # Otherwise micro-batches could not be added up and divided once.
+    term = build(kind, spec)
+    given = tensors_for(term, torch.float64)
+    whole = float(term.loss(*given)[0])
+    pieces = [float(term.loss(*(tensor[rows] for tensor in given))[0]) for rows in (slice(0, 1), slice(1, 4), slice(4, 6))]
+    assert sum(pieces) == pytest.approx(whole, rel=1e-9)
+
+
+FORGET, RETAIN = random_examples(8, seed=1, longest=20), random_examples(8, seed=2, longest=20)
+
+
+@cache
+def models() -> tuple[Any, Any]:
+    """A model, and its original."""
+    return llama(seed=0), llama(seed=5)
+
+
+def bound(term: Any) -> TermLoss:
+    """The term on a model that has moved away from its original."""
+    model, original = models()
+    before = Body(original)
+    known: dict[str, Any] = {}
+    if "reference_log_probs" in term.needs:
+        known["reference_log_probs"] = cache_log_probs(before, FORGET, reduction=term.reduction, pad=0, device="cpu")
+    if "reference_logits" in term.needs:
+        known["reference_logits"] = cache_logits(before, FORGET, pad=0, device="cpu")
+    return TermLoss(term, Body(model), known)
+
+
+def gradient_of(loss: TermLoss, size: int, *, pad: int = 0, retain: TermLoss | None = None, **methods: Any) -> Gradients:
+    model, _ = models()
+    gradient = make_gradient(
+        forget=loss,
+        retain=retain,
+        balance=methods.get("balance", Weighted()),
+        smoother=methods.get("smoother", NoSmoothing()),
+        parameters=list(model.parameters()),
+        pad=pad,
+    )
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return gradient(model, {"forget": micro_batches(FORGET, size, pad=pad), "retain": micro_batches(RETAIN, size, pad=pad)})
+
+
+def close(one: Gradients, other: Gradients) -> None:
+    for first, second in zip(one.tensors, other.tensors, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "spec"), TERMS)
+def test_eight_batches_of_one_are_one_of_eight_and_padding_is_ignored(kind: str, spec: dict[str, Any]) -> None:
+    loss = bound(build(kind, spec))
+    whole = gradient_of(loss, 8)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in whole.tensors)
+    assert any(bool(tensor.any()) for tensor in whole.tensors)
+    close(gradient_of(loss, 1), whole)
+    close(gradient_of(loss, 8, pad=701), whole)
+    assert all(bits(a) == bits(b) for a, b in zip(gradient_of(loss, 8).tensors, whole.tensors, strict=True))
+
+
+# --- balances
+
+
+def two_gradients(dtype: torch.dtype = torch.float32) -> tuple[list[Tensor], list[Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((4, 3), (5,), (2, 2, 2))
+    forget = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+    return forget, [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize(("kind", "spec"), every_variation("balance"))
+def test_a_balance_gives_one_finite_gradient_and_keeps_what_it_was_given(kind: str, spec: dict[str, Any]) -> None:
+    balance = build(kind, spec)
+    for dtype in (torch.float32, torch.float64):
+        forget, retain = two_gradients(dtype)
+        found = balance.combine(forget, retain)
+        again = balance.combine(*two_gradients(dtype))
+        assert [(tensor.shape, tensor.dtype) for tensor in found] == [(tensor.shape, dtype) for tensor in forget]
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in found)
+        assert [bits(tensor) for tensor in found] == [bits(tensor) for tensor in again]
+        assert [bits(t) for t in (*forget, *retain)] == [bits(t) for side in two_gradients(dtype) for t in side]
+        if balance.is_linear:
+            first, second = balance.weights
+            for tensor, one, other in zip(found, forget, retain, strict=True):
+                torch.testing.assert_close(tensor, first * one + second * other)
+
+
+@pytest.mark.parametrize(("kind", "spec"), every_variation("balance"))
+def test_a_balance_does_not_break_on_a_gradient_of_zeros(kind: str, spec: dict[str, Any]) -> None:
+    balance = build(kind, spec)
+    forget, retain = two_gradients()
+    nothing = [torch.zeros_like(tensor) for tensor in forget]
+    for pair in ((forget, nothing), (nothing, retain), (nothing, nothing)):
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in balance.combine(*pair))
+
+
+@pytest.mark.parametrize(("kind", "spec"), every_variation("balance", "smoother"))
+def test_a_step_through_it_is_the_same_in_micro_batches_and_leaves_the_weights(kind: str, spec: dict[str, Any]) -> None:
+    model, _ = models()
+    before = {name: bits(parameter) for name, parameter in model.named_parameters()}
+    method = {kind: build(kind, spec)}
+    terms = {"loss": bound(GradientAscent()), "retain": TermLoss(GDR(), Body(model))}
+    whole = gradient_of(**terms, size=8, **method)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in whole.tensors)
+    assert [tensor.shape for tensor in whole.tensors] == [parameter.shape for parameter in model.parameters()]
+    close(gradient_of(**terms, size=1, **method), whole)
+    again = gradient_of(**terms, size=8, **method)
+    assert all(bits(a) == bits(b) for a, b in zip(again.tensors, whole.tensors, strict=True))
+    assert {name: bits(parameter) for name, parameter in model.named_parameters()} == before
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(math.isfinite(value) for value in whole.figures.values())
+
+
+# --- scopes
+
+
+class Kept:
+    """A checkpoint store in memory."""
+
+    def __init__(self) -> None:
+        self.last: Any = None
+
+    def save(self, step: int, tensors: Any, state: Any) -> None:
+        self.last = (step, {name: tensor.detach().clone() for name, tensor in tensors.items()}, copy.deepcopy(state))
+
+    def load(self) -> Any:
+        return copy.deepcopy(self.last)
+
+
+def run_in(scope: Any, steps: int, store: Kept, *, dtype: torch.dtype = torch.float32, stop_at: int | None = None) -> nn.Module:
+    """Steps of random gradients in a scope, on a fresh model."""
+    model: nn.Module = make_model("llama").to(dtype)
+    moving = scope.select(model)
+    state = scope.init(model, moving)
+
+    def gradient(_: Any, parts: Any) -> Gradients:
+        if parts["step"][0] == stop_at:
+            raise KeyboardInterrupt
+        generator = torch.Generator().manual_seed(parts["step"][0])
+        return Gradients(
+            [torch.randn(p.shape, generator=generator, dtype=torch.float64).to(dtype) for p in moving.values()], {}
+        )
+
+    run_loop(
+        Loop(
+            model=model,
+            moving=moving,
+            gradient=gradient,
+            parts=lambda step: {"step": [step]},  # type: ignore[list-item]
+            steps=steps,
+            optimizer=OptimizerSettings(learning_rate=0.02, weight_decay=0.1),
+            rate=Constant(),
+            after_step=lambda parameters: scope.after_step(parameters, state),
+            scope_state=state,
+            checkpoints=store,
+            checkpoint_every_s=0.0,
+        )
+    )
+    return model
+
+
+def weights(model: nn.Module) -> dict[str, bytes]:
+    return {name: bits(parameter) for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize(("kind", "spec"), every_variation("scope"))
+def test_a_scope_moves_what_it_names_and_nothing_else(kind: str, spec: dict[str, Any]) -> None:
+    scope = build(kind, spec)
+    model = make_model("llama")
+    named = dict(model.named_parameters())
+    moving = scope.select(model)
+    assert moving and all(named[name] is parameter for name, parameter in moving.items())
+    before, after = weights(model), weights(run_in(scope, 4, Kept()))
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == set(moving)
+
+
+@pytest.mark.parametrize(("kind", "spec"), every_variation("scope"))
+def test_a_scope_puts_back_once_and_for_all(kind: str, spec: dict[str, Any]) -> None:
+    scope = build(kind, spec)
+    model = run_in(scope, 4, Kept())
+    for dtype in (torch.float32, torch.float64):
+        fresh = make_model("llama").to(dtype)
+        moving = scope.select(fresh)
+        state = scope.init(fresh, moving)
+        with torch.no_grad():
+            for name, parameter in moving.items():
+                parameter.copy_(model.get_parameter(name))
+        scope.after_step(moving, state)
+        once = weights(fresh)
+        scope.after_step(moving, state)
+        assert weights(fresh) == once
+        assert {parameter.dtype for parameter in moving.values()} == {dtype}
+
+
+@pytest.mark.parametrize(("kind", "spec"), every_variation("scope"))
+def test_a_scope_continues_where_it_was_stopped(kind: str, spec: dict[str, Any]) -> None:
+    scope = build(kind, spec)
+    straight = weights(run_in(scope, 5, Kept()))
+    store = Kept()
+    with pytest.raises(KeyboardInterrupt):
+        run_in(scope, 5, store, stop_at=3)
+    assert weights(run_in(scope, 5, store)) == straight
+
+
+# --- rates
+
+
+@pytest.mark.parametrize(("kind", "spec"), every_variation("rate"))
+def test_a_rate_is_a_share_of_the_base_rate_at_every_step(kind: str, spec: dict[str, Any]) -> None:
+    rate = build(kind, spec)
+    for steps in (1, 2, 10, 97):
+        factors = [rate.factor(step, steps) for step in range(steps)]
+        assert all(math.isfinite(factor) and 0 <= factor <= 1 for factor in factors)
+        assert factors == [rate.factor(step, steps) for step in range(steps)] and max(factors) > 0
+
+
+# --- the promise itself
+
+
+BROKEN = {
+    "mean instead of sum": "return current.mean(), len(current)",
+    "in place": "current.data.add_(1.0)\n        return current.sum(), len(current)",
+    "half precision": "return current.sum().half(), len(current)",
+}
+
+
+@pytest.mark.parametrize("fault", list(BROKEN))
+def test_a_broken_term_would_be_found(tmp_path: Path, fault: str) -> None:
+    source = card("forget_term", "gradient_ascent").path.read_text()
+    path = tmp_path / "mine.py"
+    path.write_text(source.replace("return current.sum(), len(current)", BROKEN[fault]))
+    spec = {"name": str(path)}
+
+    def all_checks() -> None:
+        test_a_loss_is_finite_deterministic_and_keeps_dtype_and_inputs("forget_term", spec)
+        test_a_loss_is_a_sum_over_its_rows("forget_term", spec)
+
+    with pytest.raises(AssertionError):
+        all_checks()
+
+
+def test_the_folders_are_not_empty() -> None:
+    def kinds() -> Iterator[str]:
+        yield from (kind for kind, _ in EVERY)
+
+    assert set(kinds()) == set(KINDS)

@@ -1,0 +1,55 @@
+"""The published rows: each builds, each says what its source says."""
+
+from __future__ import annotations
+
+import pytest
+
+from letheon.errors import UnknownName
+from letheon.methods import build
+from letheon.settings import fill
+from letheon.unlearning.forget import METHODS, ForgetSettings
+from letheon.unlearning.forget_terms.gradient_ascent import GradientAscent
+from letheon.unlearning.forget_terms.npo import NPO
+from letheon.unlearning.presets import PRESETS, preset
+from letheon.unlearning.retain_terms.gdr import GDR
+from letheon.unlearning.retain_terms.klr import KLR
+from letheon.unlearning.retain_terms.none import NoRetain
+
+
+def settings(name: str) -> ForgetSettings:
+    return fill(ForgetSettings, {"model": "m", "forget_data": "f", **preset(name)}, where="forget")
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_every_row_builds(name: str) -> None:
+    made = settings(name)
+    for setting, kind in METHODS.items():
+        build(kind, getattr(made, setting))
+    assert PRESETS[name].paper
+
+
+def test_the_six_published_baselines_are_there() -> None:
+    assert {"ga", "ga-gdr", "ga-klr", "npo", "npo-gdr", "npo-klr"} <= set(PRESETS)
+
+
+@pytest.mark.parametrize("name", ["ga", "ga-gdr", "ga-klr", "npo", "npo-gdr", "npo-klr"])
+def test_each_is_what_the_papers_trained(name: str) -> None:
+    made = settings(name)
+    term, retain = build("forget_term", made.method), build("retain_term", made.retain_term)
+    # The papers: NPO with beta 0.1 over the summed log-probability; GDR is the mean over tokens; alpha 1.
+    assert term == (NPO(beta=0.1, reduction="sum") if name.startswith("npo") else GradientAscent())
+    wanted = {"gdr": GDR(denominator="token"), "klr": KLR(denominator="token")}
+    assert retain == wanted.get(name.partition("-")[2], NoRetain())
+    assert build("balance", made.balance).weights == (1.0, 1.0)
+    assert (made.learning_rate, made.rate, made.batch_size) == (1e-5, "constant", 32)
+
+
+def test_what_is_handed_out_does_not_change_the_table() -> None:
+    preset("npo-gdr")["method"]["beta"] = 7.0
+    preset("npo-gdr")["learning_rate"] = 7.0
+    assert preset("npo-gdr")["method"]["beta"] == 0.1 and preset("npo-gdr")["learning_rate"] == 1e-5
+
+
+def test_an_unknown_preset_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UnknownName, match=r"'npo-gd' is not a preset\. Did you mean 'npo-gdr'\? .*--presets"):
+        preset("npo-gd")
