@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.toys import llama, tokenizer, write_lines
 
 from letheon.cli.main import run
-from tests.toys import llama, tokenizer, write_lines
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,11 @@ def here(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An own folder with `m` (a model), `f.jsonl` and `r.jsonl`."""
     (tmp_path / "m").symlink_to(base)
     people = ["Ada", "Bo", "Cy", "Di"]
-    write_lines(tmp_path / "f.jsonl", [{"prompt": f"Who is {name}?", "answer": "A potter", "unit": name} for name in people])
-    write_lines(tmp_path / "r.jsonl", [{"prompt": f"Where is {name}?", "answer": "At home", "unit": name} for name in people])
+    write_lines(
+        tmp_path / "f.jsonl", [{"prompt": f"Who is {name}?", "answer": "A potter", "unit": name} for name in people]
+    )
+    write_lines(
+        tmp_path / "r.jsonl", [{"prompt": f"Where is {name}?", "answer": "At home", "unit": name} for name in people]
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path

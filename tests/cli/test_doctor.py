@@ -55,9 +55,7 @@ def test_a_missing_core_package_is_a_problem(letheon: Letheon, monkeypatch: pyte
     assert "problem: torch is not installed. Run: pip install letheon" in ended.out
 
 
-def test_the_key_is_shown_but_never_made(
-    letheon: Letheon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_key_is_shown_but_never_made(letheon: Letheon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LETHEON_HOME", str(tmp_path / "home"))
     assert "made when the first verdict is signed" in letheon("doctor").out
     assert not (tmp_path / "home").exists()

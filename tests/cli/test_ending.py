@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.toys import write_lines
 
 from letheon.audits.verdict import EXIT_CODES, Verdict
 from letheon.cli import judged
 from letheon.errors import BadInput, CannotFinish, MissingExtra, UnknownName
 from letheon.recipes import verbs
-from tests.toys import write_lines
 
 Letheon = Callable[..., Any]
 
@@ -46,9 +46,21 @@ def _raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
         (MemoryError(), 4, "out of memory (MemoryError). Use a smaller --batch-size or --micro-batch-size"),
         (OutOfMemoryError("CUDA out of memory.\n Tried 2 GiB"), 4, "out of memory (CUDA out of memory. Tried 2 GiB)"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 1 bytes"), 4, "out of memory (DefaultCPUAllocator"),
-        (OSError(errno.ENOSPC, "No space left on device", "runs/x"), 4, "runs/x: No space left on device. Free some space"),
-        (PermissionError(errno.EACCES, "Permission denied", "runs/x"), 4, "letheon forget: runs/x: Permission denied\n"),
-        (KeyboardInterrupt(), 130, "letheon forget: interrupted. The same command continues where it stopped:\n  letheon forget m "),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/x"),
+            4,
+            "runs/x: No space left on device. Free some space",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "runs/x"),
+            4,
+            "letheon forget: runs/x: Permission denied\n",
+        ),
+        (
+            KeyboardInterrupt(),
+            130,
+            "letheon forget: interrupted. The same command continues where it stopped:\n  letheon forget m ",
+        ),
         (ZeroDivisionError("oh"), 4, "ZeroDivisionError: oh\nThis is a fault of letheon itself. LETHEON_DEBUG=1 shows"),
     ],
 )
@@ -171,32 +183,31 @@ def test_verify_says_whether_it_is_whole_and_by_whom(
 # --- the real command
 
 
-def _start(*args: str, **options: Any) -> subprocess.Popen[str]:
+def _start(*args: str, cwd: Path) -> subprocess.Popen[str]:
     # A shell may have told its background jobs to ignore Ctrl-C; a person's shell has not.
-    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import letheon.cli.main as m; m.main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
+    code = "import signal as s; s.signal(s.SIGINT, s.default_int_handler); import letheon.cli.main as m; m.main()"
+    command = [sys.executable, "-c", code, *args]
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_ctrl_c_ends_with_130_and_the_same_command_continues(here: Path, base: Path) -> None:
+def test_ctrl_c_ends_with_130_and_the_same_command_continues(here: Path) -> None:
     write_lines(here / "d.jsonl", [{"prompt": f"{n} and {n}?", "answer": str(2 * n)} for n in range(8)])
-    words = ["train", "m", "--data", "d.jsonl", "--epochs", "50", "--batch-size", "4"]
-    started = _start(*words, cwd=here)
-    assert started.stderr is not None
-    for line in started.stderr:
-        if line.startswith("train: 8 records"):
-            break
-    started.send_signal(signal.SIGINT)
-    out, err = started.communicate(timeout=60)
+    words = ["train", "m", "--data", "d.jsonl", "--epochs", "30", "--batch-size", "4"]
+    with _start(*words, cwd=here) as started:
+        assert started.stderr is not None
+        for line in started.stderr:
+            if line.startswith("train: 8 records"):
+                break
+        started.send_signal(signal.SIGINT)
+        out, err = started.communicate(timeout=300)
     assert (started.returncode, out) == (130, ""), err
     message = "letheon train: interrupted. The same command continues where it stopped:\n  letheon "
     assert message + " ".join(words) + "\n" in err
     assert "Traceback" not in err
-    again = _start(*words, cwd=here)
-    out, err = again.communicate(timeout=120)
+    with _start(*words, cwd=here) as again:
+        out, err = again.communicate(timeout=300)
     assert again.returncode == 0, err
-    assert "steps, continued" in err
+    assert "train: 8 records, 60 steps, continued" in err
     assert "next: letheon forget runs/train/1-train" in out
 
 

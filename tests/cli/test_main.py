@@ -85,15 +85,27 @@ def test_version(letheon: Letheon) -> None:
     [
         (["forgte"], "letheon: 'forgte' is not a command. Did you mean 'forget'? Known: audit, demo, "),
         (["--verison"], "letheon: no option --verison. Did you mean '--version'? See letheon --help"),
-        (["forget", "m", "--lerning-rate", "1"], "letheon forget: no option --lerning-rate. Did you mean '--learning-rate'?"),
+        (
+            ["forget", "m", "--lerning-rate", "1"],
+            "letheon forget: no option --lerning-rate. Did you mean '--learning-rate'?",
+        ),
         (["forget", "m", "--smoth.rho", "1"], "letheon forget: no option --smoth.rho. Did you mean '--smooth.rho'?"),
-        (["forget", "m", "--epochs.x", "1"], "letheon forget: --epochs has no settings of its own, so --epochs.x means nothing"),
-        (["forget", "m", "--stop", "1"], "letheon forget: --stop alone says nothing; set what belongs to it, --stop.KEY VALUE"),
+        (
+            ["forget", "m", "--epochs.x", "1"],
+            "letheon forget: --epochs has no settings of its own, so --epochs.x means nothing",
+        ),
+        (
+            ["forget", "m", "--stop", "1"],
+            "letheon forget: --stop alone says nothing; set what belongs to it, --stop.KEY VALUE",
+        ),
         (["forget", "m", "--method.beta"], "letheon forget: --method.beta needs a value"),
         (["forget", "m", "n"], "letheon forget: Got unexpected extra argument"),
         (["forget", "m", "--epochs"], "letheon forget: Option '--epochs' requires an argument"),
         (["forget", "m"], "letheon forget: no --forget PATH: JSON lines to forget"),
-        (["forget"], "letheon forget: 2 faults:\n- no MODEL: A Hugging Face causal language model folder\n- no --forget PATH"),
+        (
+            ["forget"],
+            "letheon forget: 2 faults:\n- no MODEL: A Hugging Face causal language model folder\n- no --forget PATH",
+        ),
         (["forget", "m", "--forget", "f", "--columns", "answer"], "--columns answer: not OURS=YOURS"),
         (["verify"], "letheon verify: Missing argument 'PATH'"),
         (["runs", "--rot", "x"], "no option --rot. Did you mean '--root'?"),

@@ -204,7 +204,10 @@ def test_a_faulty_config_file_is_refused(letheon: Letheon, here: Path, text: str
 
 def test_a_config_file_that_is_not_there(letheon: Letheon, here: Path) -> None:
     ended = letheon("forget", "m", "--config", "no.yaml")
-    assert (ended.code, ended.err) == (2, "letheon forget: --config no.yaml: cannot be read (No such file or directory)\n")
+    assert (ended.code, ended.err) == (
+        2,
+        "letheon forget: --config no.yaml: cannot be read (No such file or directory)\n",
+    )
 
 
 # --- --print-config, --dry-run, --json, --quiet
@@ -226,7 +229,10 @@ def test_print_config_says_everything_and_runs_nothing(letheon: Letheon, calls: 
     [
         ("train", ["m", "--data", "d.jsonl", "--betas", "0.8,0.9", "--rate", "cosine", "--rate.floor", "0.1"]),
         ("forget", ["m", "--forget", "f.jsonl", "--preset", "ga-klr", "--stop.every", "0", "--clip", "null"]),
-        ("forget", ["m", "--forget", "f.jsonl", "--columns", "answer=reply", "--allow-changed-machine", "--steps", "7"]),
+        (
+            "forget",
+            ["m", "--forget", "f.jsonl", "--columns", "answer=reply", "--allow-changed-machine", "--steps", "7"],
+        ),
         ("quantize", ["m", "--bits", "8", "--group", "64"]),
         ("audit", ["m", "--original", "o", "--forget", "f.jsonl", "--resamples", "2000"]),
     ],

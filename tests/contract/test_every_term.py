@@ -349,7 +349,7 @@ def run_in(scope: Any, steps: int, store: Kept, *, dtype: torch.dtype = torch.fl
             optimizer=OptimizerSettings(learning_rate=0.02, weight_decay=0.1),
             rate=Constant(),
             after_step=lambda parameters: scope.after_step(parameters, state),
-            scope_state=state,
+            memory=state,
             checkpoints=store,
             checkpoint_every_s=0.0,
         )

@@ -15,6 +15,7 @@ import pytest
 
 from letheon.errors import BadInput
 from letheon.reports.page import compare, report
+from letheon.reports.story import privleak
 from letheon.reports.wording import interval, number
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -348,6 +349,32 @@ def test_answers_before_and_after_stand_side_by_side(pages: dict[str, str]) -> N
     for row in rows:
         given = re.findall(r"<td( class=\"right\")?>", row)[2:]
         assert [bool(mark) for mark in given] == [True, False, True]
+
+
+def test_answers_are_found_under_the_name_of_their_set_too(fakes: ModuleType, tmp_path: Path) -> None:
+    run = fakes.write_run(tmp_path / "run")
+    sets = {"forget_accuracy": "forget_held_out", "retain_accuracy": "retain_questions"}
+    lines = [
+        {**line, "column": None, "set": sets[line["column"]]} for line in fakes.make_items() if line["column"] in sets
+    ]
+    fakes.write_lines(run / "items.jsonl", lines)
+    text = page_of(run).text
+    assert "To be forgotten, other wordings prompt" in text and "To be kept prompt" in text
+    assert "trained wordings prompt" not in text
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (
+            {"value": -32.46, "muse_auc": 0.43, "muse_auc_reference": 0.63},
+            "-32.5 (MUSE's AUC 0.43, of the reference 0.63)",
+        ),
+        ({"value": None, "reason": "needs a retrained reference"}, "not measured, needs a retrained reference."),
+    ],
+)
+def test_privleak_is_said_or_why_not(fakes: ModuleType, found: dict[str, Any], said: str) -> None:
+    assert said in privleak({"privleak": found}) and privleak(fakes.make_audit()) == ""
 
 
 # --- runs that lack something

@@ -36,6 +36,11 @@ def test_only_a_grid_that_keeps_the_codes_rounds_back(match: float, said: str, n
     assert said in text and not_said not in text and "0.10 of a step" in text
 
 
+def test_a_model_that_is_the_original_is_said_to_be_it() -> None:
+    said = codes_in_words({"code_match": 1.0, "shift_in_steps": 0.0})
+    assert said == "No code differs from the original’s, and no weight has moved."
+
+
 def test_without_codes_or_steps_nothing_is_claimed_of_them() -> None:
     assert codes_in_words({"code_match": None}) == ""
     assert (

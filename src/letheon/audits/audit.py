@@ -18,10 +18,11 @@ from typing import Any
 from letheon.audits.asked import AskedSets, make_sets, questions_about
 from letheon.audits.columns import Column, Scores
 from letheon.audits.control import Control, choose_control, lookalike_questions
-from letheon.audits.matrix import HALF, Sources, make_cells, required_cells, utility_rows
+from letheon.audits.matrix import Sources, make_cells, required_cells, utility_rows
 from letheon.audits.protocol import Protocol, read_protocol
 from letheon.audits.scorer import Scorer
-from letheon.audits.tables import Asker, Plan, Rows
+from letheon.audits.stored import Rows, to_plain
+from letheon.audits.tables import Asker, Plan
 from letheon.audits.verdict import Verdict, decide
 from letheon.audits.verdict_file import write_verdict
 from letheon.data.encode import Encoder
@@ -266,10 +267,7 @@ def _measure(request: Request, kept: Mapping[str, Any], progress: Progress) -> t
         "conditions": {at: _condition_note(request, at, condition, scorer) for at, condition in plan.conditions.items()},
         "privleak": _privleak(subject, controls, control),
         "not_applicable": [{"condition": at, "column": column, "reason": reason} for (at, column), reason in not_applicable.items()],
-        "scores": {
-            name: _plain_table(rows, lambda text: keyed_hash(text, key))
-            for name, rows in (("subject", subject), ("control", controls), ("original", original))
-        },
+        **to_plain({"subject": subject, "control": controls, "original": original}, lambda name: keyed_hash(name, key)),
         "cells": cells,
         "utility": utility,
         "verdict": {"word": verdict.word, "reasons": list(verdict.reasons), "scope": verdict.scope},
@@ -394,18 +392,6 @@ def _privleak(subject: Rows, controls: Rows, control: Control) -> dict[str, Any]
         return {"value": privleak(1 - aucs[0], 1 - aucs[1]), "muse_auc": 1 - aucs[0], "muse_auc_reference": 1 - aucs[1]}
     except NotMeasured as reason:
         return {"value": None, "reason": str(reason)}
-
-
-def _plain_table(rows: Rows, hashed: Any) -> dict[str, Any]:
-    """Measured scores alone; the half control as a word."""
-    return {
-        condition: {
-            column: {"constant": 0.5} if answer is HALF else answer.plain(hashed)
-            for column, answer in row.items()
-            if isinstance(answer, Scores)
-        }
-        for condition, row in rows.items()
-    }
 
 
 def _data_note(file: DataFile) -> dict[str, Any]:

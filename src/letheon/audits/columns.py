@@ -5,9 +5,9 @@ Source: this project.  Checked against: the aggregates of every test that reads 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -57,17 +57,6 @@ class Scores:
         """Distinct units."""
         return len(set(self.units))
 
-    def plain(self, hashed: Callable[[str], str]) -> dict[str, Any]:
-        """As audit.json holds it: items and units by keyed hash."""
-        held: dict[str, Any] = {
-            "items": [hashed(item) for item in self.items],
-            "units": [hashed(unit) for unit in self.units],
-        }
-        if self.member is not None:
-            held["member"] = list(self.member)
-        return {**held, "values": [float(f"{value:.8g}") for value in self.values]}
-
-
-def scores_from(held: dict[str, Any]) -> Scores:
-    """The scores back from audit.json."""
-    return Scores(held["items"], held["units"], held["values"], held.get("member"))
+    def rounded(self) -> Scores:
+        """Eight digits a value: what a file keeps, so that everything made from it can be made again to the bit."""
+        return replace(self, values=[float(f"{value:.8g}") for value in self.values])

@@ -12,15 +12,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from letheon.audits.asked import AskedSets
-from letheon.audits.columns import Column, Scores, scores_from
+from letheon.audits.columns import Column
 from letheon.audits.matrix import HALF, Answer
 from letheon.audits.scorer import Scorer
+from letheon.audits.stored import Rows, from_plain, to_plain
 from letheon.data.encode import Encoder
 from letheon.errors import NotMeasured
 from letheon.methods import describe
@@ -28,7 +29,6 @@ from letheon.models import ModelFolder, load_model
 from letheon.runs.folder import sha256_folder, write_json
 from letheon.training.losses import Body
 
-Rows = dict[str, dict[str, Answer]]
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,22 @@ class Asker:
     def cached_table(self, folder: ModelFolder, conditions: Mapping[str, Any], *, what: str) -> Rows:
         """`table`, or what an earlier audit found for equal inputs."""
         path = cache_folder() / f"{self._key(folder, conditions)}.json"
-        if path.is_file():
+        names = self._names()
+        kept = _read(path, names)
+        if kept is not None:
             for name in conditions:
                 self.advance(f"{name} (kept from an earlier audit)")
-            return _read(path)
+            return kept
         rows, _, _ = self.table(folder, conditions)
-        write_json(_made(path), _plain(rows))
+        positions = {name: position for position, name in enumerate(names)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, to_plain({what: rows}, positions.__getitem__))
         return rows
+
+    def _names(self) -> list[str]:
+        """Everything that is asked about; the cache keeps positions in this list, and nobody's name."""
+        asked = [self.plan.sets[name] for name in sorted(self.plan.sets.sets)]
+        return list(dict.fromkeys(name for some in asked for name in (*some.items, *some.units)))
 
     def _row(self, condition: str, scorer: Scorer, *, role: str) -> dict[str, Answer]:
         row: dict[str, Answer] = {}
@@ -121,7 +130,7 @@ class Asker:
             found = probe.score(column, self.plan.sets, scorer, role=role)
         if not found.values:
             raise NotMeasured(f"there is nothing to ask for {column} ({role} set)")
-        return found  # type: ignore[no-any-return]
+        return found.rounded()  # type: ignore[no-any-return]
 
     def _key(self, folder: ModelFolder, conditions: Mapping[str, Any]) -> str:
         asked = {
@@ -148,26 +157,10 @@ def cache_folder() -> Path:
     return Path(given) if given else (Path(base) if base else Path.home() / ".cache") / "letheon"
 
 
-def _made(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _plain(rows: Rows) -> dict[str, Any]:
-    def plain(answer: Answer) -> dict[str, Any]:
-        if isinstance(answer, NotMeasured):
-            return {"not_measured": str(answer)}
-        return {"items": list(answer.items), "units": list(answer.units), "values": list(answer.values), "member": answer.member}
-
-    return {condition: {column: plain(answer) for column, answer in row.items()} for condition, row in rows.items()}
-
-
-def _read(path: Path) -> Rows:
-    held = json.loads(path.read_text(encoding="utf-8"))
-    return {
-        condition: {
-            column: NotMeasured(answer["not_measured"]) if "not_measured" in answer else scores_from(answer)
-            for column, answer in row.items()
-        }
-        for condition, row in held.items()
-    }
+def _read(path: Path, names: Sequence[str]) -> Rows | None:
+    """The table of an earlier audit; None where there is none, or none that can be read."""
+    try:
+        (rows,) = from_plain(json.loads(path.read_text(encoding="utf-8")), names.__getitem__).values()
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return None
+    return rows

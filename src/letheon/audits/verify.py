@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from letheon.audits.columns import Column, scores_from
-from letheon.audits.matrix import HALF, Sources, make_cells, utility_rows
+from letheon.audits.columns import Column
+from letheon.audits.matrix import Sources, make_cells, utility_rows
 from letheon.audits.protocol import read_protocol
+from letheon.audits.stored import from_plain
 from letheon.audits.verdict import decide
 from letheon.audits.verdict_file import read_verdict, signature_holds
-from letheon.errors import BadInput, LetheonError, NotMeasured
+from letheon.errors import BadInput, LetheonError
 from letheon.runs.folder import sha256_file
 from letheon.runs.ledger import load_record
 from letheon.runs.record import verify_record
@@ -89,7 +90,7 @@ def _recomputed(audit: dict[str, Any], held: dict[str, Any]) -> list[str]:
     if protocol.sha256 != audit["protocol"]["sha256"]:
         problems.append(f"audit.json was made by another text of protocol {protocol.name} than this installation has")
     columns = {name: Column(**kind) for name, kind in audit["columns"].items()}
-    tables = {role: _table(audit, role) for role in ("subject", "control", "original")}
+    tables = from_plain(audit)
     sources = Sources(tables["subject"], tables["control"], tables["original"], audit["control"]["is_paired"])
     not_applicable = {(entry["condition"], entry["column"]): entry["reason"] for entry in audit["not_applicable"]}
     seed, resamples = audit["settings"]["seed"], audit["settings"]["resamples"]
@@ -115,18 +116,6 @@ def _recomputed(audit: dict[str, Any], held: dict[str, Any]) -> list[str]:
         if said != word
     ]
     return problems
-
-
-def _table(audit: dict[str, Any], role: str) -> dict[str, dict[str, Any]]:
-    """Scores of a role; what was not measured carries the reason that the cell gives."""
-    reasons = {(cell["condition"], cell["column"]): cell.get("reason", "") for cell in audit["cells"]}
-    table: dict[str, dict[str, Any]] = {}
-    for condition, row in audit["scores"][role].items():
-        table[condition] = {column: HALF if "constant" in scores else scores_from(scores) for column, scores in row.items()}
-        for column in audit["columns"]:
-            reason = reasons.get((condition, column)) or ""
-            table[condition].setdefault(column, NotMeasured(reason.removeprefix("control: ")))
-    return table
 
 
 def _equal(made: Any, stored: Any) -> bool:

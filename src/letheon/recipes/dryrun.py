@@ -1,8 +1,8 @@
 """A verb without its work: all inputs checked as the verb checks them, then memory and time estimated.
 
-No weight is loaded and nothing is written. Memory is the bytes of tensors at the highest moment (a kernel's own scratch
-space, an allocator's reserve and Python itself, about half a gigabyte, come on top). Time is rough: operations by a timed
-matrix product, everything else by a timed addition, on this machine as it is now.
+No weight is loaded and nothing is written. Memory is the bytes of tensors at the highest moment; a kernel's own scratch
+space, an allocator's reserve and the libraries themselves, about half a gigabyte, come on top. Time is rough: a timed
+matrix product and a timed addition, on this machine as it is now, stand for all others.
 
 Source: this project.  Checked against: faults of every verb, the measured peak of tensor bytes of real runs.
 """

@@ -291,7 +291,7 @@ class _Look:
 
 
 def _largest_steps(plan: Plan) -> tuple[list[Parts], float]:
-    """The step with the most labels and the one with the most padded tokens in a pass; and what a mean step is of that."""
+    """The step with the most labels and the one with the most padded tokens; and how much of that a mean step is."""
 
     def tokens(parts: Parts) -> int:
         passes = zip(*parts.values(), strict=True)  # batches that are joined are as wide as the widest
@@ -342,14 +342,19 @@ def _score(opened: Opened, rehearsal: Rehearsal, batch: Batch | None, times: flo
     return rehearsal.work * times
 
 
+@torch.no_grad()
 def _save(model: Any, folder: ModelFolder, save_dtype: str) -> None:
-    """What `save_model` holds beside the model: its tensors in the dtype of the file."""
+    """What `save_model` holds beside the model: all tensors in the file's dtype, then two files read tensor by tensor."""
     parameters = dict(model.named_parameters())
     stored = storage_dtypes(folder, parameters)
-    _ = [
-        tensor.detach().to(stored[name] if save_dtype == "original" else getattr(torch, save_dtype))
-        for name, tensor in parameters.items()
-    ]
+    chosen = {name: stored[name] if save_dtype == "original" else getattr(torch, save_dtype) for name in parameters}
+    converted = [parameter.to(chosen[name]) for name, parameter in parameters.items()]
+    _ = [torch.isfinite(tensor).all() for tensor in converted]
+    del converted
+    for name, parameter in parameters.items():
+        before, after = parameter.to(stored[name], copy=True), parameter.to(chosen[name], copy=True)
+        has_moved = parameter != before.float()
+        _ = has_moved & (after.float() != before.float())
 
 
 # --- quantizing and auditing

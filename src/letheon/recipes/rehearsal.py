@@ -144,7 +144,7 @@ class Rehearsal:
                 f"MODEL {folder.path}: transformers cannot open {folder.model_type!r} as a causal language model "
                 f"({str(error).splitlines()[0]})"
             ) from error
-        model: Any = made.to(self.device).eval()
+        model: Any = made.eval()
         self.bytes.label("weights", [*model.parameters(), *model.buffers()])
         return model
 

@@ -162,6 +162,8 @@ def codes_in_words(condition: Mapping[str, Any]) -> str:
         return ""
     assert isinstance(match, int | float)
     moved = f", weights moved by {number(shift)} of a step" if is_number(shift) else ""
+    if match >= 1 and shift == 0:
+        return "No code differs from the original’s, and no weight has moved."
     if match >= 1:
         return f"No code differs from the original’s{moved}: this grid rounds the model back to the original."
     changed = f"{percent(1 - match)} of the codes differ from the original’s{moved}"
