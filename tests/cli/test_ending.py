@@ -171,7 +171,12 @@ def test_verify_says_whether_it_is_whole_and_by_whom(
     letheon: Letheon, monkeypatch: pytest.MonkeyPatch, found: Verified, code: int, words: list[str]
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr("letheon.verify", lambda path, key: asked.append((path, key)) or found, raising=False)
+
+    def verify(path: Path, *, key: str | None) -> Verified:
+        asked.append((path, key))
+        return found
+
+    monkeypatch.setattr("letheon.verify", verify, raising=False)
     ended = letheon("verify", "p", "--key", "ab")
     assert ended.code == code
     for word in words:

@@ -88,7 +88,7 @@ def test_a_recipe_written_back_is_the_same(here: Path) -> None:
 
 def test_methods_and_paths_made_in_python_are_written_as_yaml(here: Path) -> None:
     made = Recipe(
-        [Step("forget", {"model": Path("m"), "forget_data": Path("f.jsonl"), "method": NPO(beta=0.5)})],  # type: ignore[arg-type]
+        (Step("forget", {"model": Path("m"), "forget_data": Path("f.jsonl"), "method": NPO(beta=0.5)}),),
         Path("runs/é"),
     )
     assert faults(made, allow_code=True) == []
@@ -108,7 +108,10 @@ def test_methods_and_paths_made_in_python_are_written_as_yaml(here: Path) -> Non
         ("!!python/object/apply:os.system [ls]", "chain.yaml: not YAML"),
         ("- forget", "holds list, not a mapping. A recipe has 'out' and 'steps'"),
         ("", "holds NoneType, not a mapping"),
-        ("stepps: []", "unknown key 'stepps'. Did you mean 'steps'? A recipe has 'out' and 'steps'"),
+        (
+            "outt: x\nsteps: [{quantize: {model: m}}]",
+            "unknown key 'outt'. Did you mean 'out'? A recipe has 'out' and 'steps'",
+        ),
         ("out: x", "chain.yaml: no steps. Give a list"),
         ("steps: []", "chain.yaml: no steps. Give a list"),
         ("out: 2024-01-01\nsteps: [{quantize: {model: m}}]", "out: datetime.date(2024, 1, 1) is not a path"),
@@ -119,7 +122,10 @@ def test_methods_and_paths_made_in_python_are_written_as_yaml(here: Path) -> Non
         ("steps: [{train: {}, forget: {}}]", "is not a step. A step is one verb with its settings"),
         ("steps: [3]", "step 1: 3 is not a step"),
         ("steps: [{quantize: m}]", "step 1, quantize: 'm' is not a mapping of settings"),
-        ("steps: [{quantize: {modle: m}}]", "step 1, quantize: unknown key 'modle'. Did you mean 'model'?"),
+        (
+            "steps: [{quantize: {model: m, devise: x}}]",
+            "step 1, quantize: unknown key 'devise'. Did you mean 'device'?",
+        ),
         ("steps: [{quantize: {}}]", "step 1, quantize: no 'model', which has no default"),
         (
             "steps: [{quantize: {model: m, out: o}}]",
@@ -175,9 +181,7 @@ def test_all_faults_of_all_steps_come_at_once(here: Path) -> None:
 # --- code
 
 
-MINE = (
-    '"""Mine.\n\nSource: me.  Checked against: nothing.\n"""\nfrom dataclasses import dataclass\nopen("ran", "w")\n\n\n'
-)
+MINE = '"""Mine.\n\nSource: me.  Checked against: nothing.\n"""\nfrom dataclasses import dataclass\nfrom pathlib import Path\n\nPath("ran").touch()\n\n\n'
 MINE += "@dataclass(frozen=True)\nclass Mine:\n    floor: float = 0.0\n"
 
 

@@ -43,7 +43,9 @@ class AskedSets:
 _EMPTY = Asked("", (), (), (), (), ())
 
 
-def make_sets(data: dict[str, DataFile], *, encoder: Encoder, limits: dict[str, int], only_units: dict[str, set[str]]) -> AskedSets:
+def make_sets(
+    data: dict[str, DataFile], *, encoder: Encoder, limits: dict[str, int], only_units: dict[str, set[str]]
+) -> AskedSets:
     """Questions, held-out wordings and texts of every role.
 
     Args:
@@ -115,6 +117,7 @@ def _encoded(name: str, items: list[tuple[str, Record, str]], encoder: Encoder) 
         tuple(prompt for _, _, prompt in items),
         tuple(record.answer or record.text for _, record, _ in items),
         tuple(
-            encoder.question(prompt, record.answer) if record.is_question else encoder.encode(record) for _, record, prompt in items
+            encoder.question(prompt, record.answer) if record.is_question else encoder.encode(record)
+            for _, record, prompt in items
         ),
     )

@@ -29,7 +29,7 @@ from letheon.data.encode import Encoder
 from letheon.data.overlap import overlap
 from letheon.data.records import DataFile, read_records
 from letheon.errors import BadInput, NotMeasured, require
-from letheon.methods import build, describe, load
+from letheon.methods import build, load
 from letheon.models import ModelFolder, inspect_model, load_tokenizer, pick_device
 from letheon.numerics.scores import privleak
 from letheon.runs.folder import sha256_file, sha256_folder, write_json, write_text
@@ -121,7 +121,9 @@ def audit(model: Path | str, *, progress: Progress | None = None, **settings: An
     for warning in request.warnings:
         progress.say(f"warning: {warning}")
     wanted = request.wanted
-    inputs = {name: getattr(wanted, name) for name in MODELS} | {f"{role}_data": getattr(wanted, f"{role}_data") for role in ROLES}
+    inputs = {name: getattr(wanted, name) for name in MODELS} | {
+        f"{role}_data": getattr(wanted, f"{role}_data") for role in ROLES
+    }
     kept: dict[str, Any] = {
         "protocol": wanted.protocol,
         "protocol_sha256": request.protocol.sha256,
@@ -150,15 +152,24 @@ def check_request(values: Mapping[str, Any]) -> Request:
     """Settings with what the forget run knows, every folder and file checked. Raises BadInput with all faults."""
     wanted, run, gate_units = _with_record(fill(AuditSettings, values, where="audit"))
     if wanted.original is None or wanted.forget_data is None:
-        missing = [name for name, value in (("--original", wanted.original), ("--forget", wanted.forget_data)) if value is None]
-        raise BadInput(f"MODEL {wanted.model} was not made by a run of letheon forget, so {' and '.join(missing)} must be given")
-    require(wanted.resamples is None or wanted.resamples >= 1000, f"resamples must be at least 1000, got {wanted.resamples}")
+        missing = [
+            name for name, value in (("--original", wanted.original), ("--forget", wanted.forget_data)) if value is None
+        ]
+        raise BadInput(
+            f"MODEL {wanted.model} was not made by a run of letheon forget, so {' and '.join(missing)} must be given"
+        )
+    require(
+        wanted.resamples is None or wanted.resamples >= 1000, f"resamples must be at least 1000, got {wanted.resamples}"
+    )
     paths = {name: getattr(wanted, name) for name in MODELS if getattr(wanted, name) is not None}
     files = {role: getattr(wanted, f"{role}_data") for role in ROLES if getattr(wanted, f"{role}_data") is not None}
     spelled = {"model": "MODEL", "original": "original", "reference": "reference", "shipped": "shipped"}
     *found, protocol, device = collect(
         *(lambda name=name, path=path: inspect_model(path, role=spelled[name]) for name, path in paths.items()),  # type: ignore[misc]
-        *(lambda role=role, path=path: read_records(path, role=role, columns=wanted.columns) for role, path in files.items()),  # type: ignore[misc]
+        *(
+            lambda role=role, path=path: read_records(path, role=role, columns=wanted.columns)
+            for role, path in files.items()
+        ),  # type: ignore[misc]
         lambda: read_protocol(wanted.protocol),
         lambda: pick_device(wanted.device),
     )
@@ -167,7 +178,9 @@ def check_request(values: Mapping[str, Any]) -> Request:
     warnings = _compare(data)
     if gate_units and "holdout" in data:
         left = [unit for unit in data["holdout"].units if unit not in gate_units]
-        warnings.append(f"{len(gate_units)} holdout units were used by the gate; the audit asks about the other {len(left)}")
+        warnings.append(
+            f"{len(gate_units)} holdout units were used by the gate; the audit asks about the other {len(left)}"
+        )
     return Request(wanted, folders, data, protocol, device, frozenset(gate_units), run, tuple(warnings))
 
 
@@ -202,18 +215,26 @@ def _compare(data: Mapping[str, DataFile]) -> list[str]:
     if "holdout" in data:
         for role in ("forget", "retain"):
             if role in data and (shared := overlap(data["holdout"], data[role])):
-                raise BadInput(f"{shared.sentence}. A holdout must never have been trained on: take these records out of it")
+                raise BadInput(
+                    f"{shared.sentence}. A holdout must never have been trained on: take these records out of it"
+                )
     if "retain" in data and (shared := overlap(data["forget"], data["retain"])):
         warnings.append(shared.sentence)
     if data["forget"].unit_is_line:
-        warnings.append("forget set: no 'unit' field, so each line counts as its own unit and the intervals may be too narrow")
+        warnings.append(
+            "forget set: no 'unit' field, so each line counts as its own unit and the intervals may be too narrow"
+        )
     return warnings
 
 
-def _measure(request: Request, kept: Mapping[str, Any], progress: Progress) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _measure(
+    request: Request, kept: Mapping[str, Any], progress: Progress
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """All tables, the cells, the verdict: audit.json as a dictionary, and the raw items."""
     wanted, protocol = request.wanted, request.protocol
-    encoder = Encoder(load_tokenizer(wanted.model), max_length=request.folders["model"].window, template=wanted.template)
+    encoder = Encoder(
+        load_tokenizer(wanted.model), max_length=request.folders["model"].window, template=wanted.template
+    )
     sets, control = _sets_and_control(request, encoder)
     plan = _plan(request, sets, control)
     as_is = {"as_is": plan.conditions["as_is"]}
@@ -231,10 +252,10 @@ def _measure(request: Request, kept: Mapping[str, Any], progress: Progress) -> t
     progress.start()
     role = {"reference": "", "holdout": "holdout", "lookalike": "lookalike"}[control.kind]
     subject, own_control, scorer = asker.table(request.folders["model"], plan.conditions, self_control=role)
-    original = asker.cached_table(request.folders["original"], as_is, what="original")
+    original = asker.cached_table(request.folders["original"], as_is)
     controls = own_control
     if control.kind == "reference":
-        controls = asker.cached_table(request.folders["reference"], reference_conditions, what="reference")
+        controls = asker.cached_table(request.folders["reference"], reference_conditions, utility_at=("as_is",))
         if "shipped" in plan.conditions:
             controls["shipped"] = controls["as_is"]
     is_paired = control.kind == "reference" or (control.kind == "lookalike" and _same_units(sets))
@@ -243,7 +264,11 @@ def _measure(request: Request, kept: Mapping[str, Any], progress: Progress) -> t
     seed, resamples = wanted.seed, int(kept["resamples"])
     cells = make_cells(sources, plan.columns, protocol, not_applicable, seed=seed, resamples=resamples)
     utility = utility_rows(subject, original, plan.columns, protocol, seed=seed, resamples=resamples)
-    name = protocol.name if resamples == protocol.resamples else f"{protocol.name} (with {resamples} resamples, for trying out)"
+    name = (
+        protocol.name
+        if resamples == protocol.resamples
+        else f"{protocol.name} (with {resamples} resamples, for trying out)"
+    )
     verdict = decide(cells, utility, protocol=name, control=control.sentence)
     key = item_key(request.run)
     found = {
@@ -253,8 +278,13 @@ def _measure(request: Request, kept: Mapping[str, Any], progress: Progress) -> t
             "sha256": protocol.sha256,
             "level": protocol.level,
             "m": required_cells(protocol, plan.columns, not_applicable),
-            "required": [{"condition": at, "column": column, "margin": rule.margin, "side": rule.side} for (at, column), rule in protocol.cells.items()],
-            "utility": [{"column": column, "margin": rule.margin} for rule in protocol.utility for column in rule.columns],
+            "required": [
+                {"condition": at, "column": column, "margin": rule.margin, "side": rule.side}
+                for (at, column), rule in protocol.cells.items()
+            ],
+            "utility": [
+                {"column": column, "margin": rule.margin} for rule in protocol.utility for column in rule.columns
+            ],
         },
         "models": {
             ("subject" if model == "model" else model): {"path": str(folder.path), "sha256": sha256_folder(folder.path)}
@@ -264,9 +294,13 @@ def _measure(request: Request, kept: Mapping[str, Any], progress: Progress) -> t
         "data": {role: _data_note(file) for role, file in request.data.items()},
         "settings": dict(kept),
         "columns": {column: vars(kind) for column, kind in plan.columns.items()},
-        "conditions": {at: _condition_note(request, at, condition, scorer) for at, condition in plan.conditions.items()},
+        "conditions": {
+            at: _condition_note(request, at, condition, scorer) for at, condition in plan.conditions.items()
+        },
         "privleak": _privleak(subject, controls, control),
-        "not_applicable": [{"condition": at, "column": column, "reason": reason} for (at, column), reason in not_applicable.items()],
+        "not_applicable": [
+            {"condition": at, "column": column, "reason": reason} for (at, column), reason in not_applicable.items()
+        ],
         **to_plain({"subject": subject, "control": controls, "original": original}, lambda name: keyed_hash(name, key)),
         "cells": cells,
         "utility": utility,
@@ -411,7 +445,10 @@ def _items(request: Request, asker: Asker, scorer: Scorer, key: bytes) -> list[d
 
     items: list[dict[str, Any]] = []
     original = load_model(request.folders["original"].path, device=request.device)
-    scorers = {"original": (Scorer(original, Body(original), asker.encoder, request.device), "original"), "subject": (scorer, "model")}
+    scorers = {
+        "original": (Scorer(original, Body(original), asker.encoder, request.device), "original"),
+        "subject": (scorer, "model"),
+    }
     for role, (asked_model, folder_name) in scorers.items():
         for condition in SAMPLED if role == "subject" else SAMPLED[:1]:
             if condition not in asker.plan.conditions:
@@ -426,11 +463,19 @@ def _items(request: Request, asker: Asker, scorer: Scorer, key: bytes) -> list[d
     return items
 
 
-def _said(name: str, role: str, condition: str, sets: AskedSets, scorer: Scorer, key: bytes, *, most: int = 60) -> list[dict[str, Any]]:
+def _said(
+    name: str, role: str, condition: str, sets: AskedSets, scorer: Scorer, key: bytes, *, most: int = 60
+) -> list[dict[str, Any]]:
     asked = sets[name]
     step = max(1, len(asked) // most)
     chosen = range(0, len(asked), step)
-    answers = scorer.continuations([asked.examples[i].prompt_ids for i in chosen], [len(asked.examples[i].answer_ids) + 8 for i in chosen]) if len(asked) else []
+    answers = (
+        scorer.continuations(
+            [asked.examples[i].prompt_ids for i in chosen], [len(asked.examples[i].answer_ids) + 8 for i in chosen]
+        )
+        if len(asked)
+        else []
+    )
     return [
         {
             "id": keyed_hash(asked.items[i], key),

@@ -19,7 +19,12 @@ import numpy as np
 from letheon.audits.columns import Column, Scores
 from letheon.audits.protocol import Protocol, RequiredCells
 from letheon.errors import NotMeasured
-from letheon.numerics.intervals import bounds_of_auc, bounds_of_auc_difference, bounds_of_mean, bounds_of_mean_difference
+from letheon.numerics.intervals import (
+    bounds_of_auc,
+    bounds_of_auc_difference,
+    bounds_of_mean,
+    bounds_of_mean_difference,
+)
 
 Answer = Scores | NotMeasured
 Table = Mapping[str, Mapping[str, Answer]]
@@ -39,7 +44,9 @@ class Sources:
     """The control was asked the same items: a retrained reference or look-alike questions."""
 
 
-def required_cells(protocol: Protocol, columns: Mapping[str, Column], not_applicable: Mapping[tuple[str, str], str]) -> int:
+def required_cells(
+    protocol: Protocol, columns: Mapping[str, Column], not_applicable: Mapping[tuple[str, str], str]
+) -> int:
     """m: how many cells the verdict rests on."""
     return sum(1 for cell in protocol.cells if cell not in not_applicable and cell[1] in columns)
 
@@ -69,7 +76,15 @@ def make_cells(
 
 
 def _cell(
-    sources: Sources, condition: str, name: str, column: Column, rule: RequiredCells | None, *, level: float, seed: int, resamples: int
+    sources: Sources,
+    condition: str,
+    name: str,
+    column: Column,
+    rule: RequiredCells | None,
+    *,
+    level: float,
+    seed: int,
+    resamples: int,
 ) -> dict[str, Any]:
     cell: dict[str, Any] = {"required": rule is not None}
     try:
@@ -95,11 +110,11 @@ def _cell(
         if rule is not None:
             return {**cell, "status": "not measured", "reason": f"control: {reason}"}
         return {**cell, "reason": f"control: {reason}"}
-    cell["retained"] = _ratio(cell["d"], original, control, column, seed=seed)
+    cell["retained"] = _ratio(cell["d"], original, control, column)
     as_is = sources.subject.get("as_is", {}).get(name)
     if condition != "as_is" and isinstance(as_is, Scores):
         gained = cell["value"] - as_is.aggregate(column.aggregate)
-        cell["regained"] = _ratio(gained, original, as_is, column, seed=seed)
+        cell["regained"] = _ratio(gained, original, as_is, column)
     if rule is not None:
         cell["judgement"] = judge(cell)
     return cell
@@ -121,7 +136,9 @@ def _found(table: Table, condition: str, name: str) -> Scores:
 def _value(scores: Scores, column: Column, *, seed: int, resamples: int) -> dict[str, Any]:
     """Value, 95 % interval, and how many it rests on."""
     if column.aggregate == "auc":
-        lower, upper = bounds_of_auc(scores.values, _codes(scores), scores.member or (), level=SHOWN_LEVEL, seed=seed, resamples=resamples)
+        lower, upper = bounds_of_auc(
+            scores.values, _codes(scores), scores.member or (), level=SHOWN_LEVEL, seed=seed, resamples=resamples
+        )
     else:
         is_rate = column.aggregate == "mean"
         lower, upper = bounds_of_mean(
@@ -142,20 +159,29 @@ def difference_bounds(
     subject: Scores, control: Scores, column: Column, *, is_paired: bool, level: float, seed: int, resamples: int
 ) -> tuple[float, float]:
     """One-sided bounds of subject - control, each at `level`."""
-    if column.aggregate == "auc":
-        if control is HALF:
-            return bounds_of_auc_difference(
-                subject.values, _codes(subject), subject.member or (), 0.5, paired=False, level=level, seed=seed, resamples=resamples
-            )
+    if control is HALF:
+        members = subject.member or ()
         return bounds_of_auc_difference(
-            subject.values, _codes(subject), subject.member or (),
-            control.values, _codes(control), control.member or (),
-            paired=is_paired, level=level, seed=seed, resamples=resamples,
+            subject.values, _codes(subject), members, 0.5, paired=False, level=level, seed=seed, resamples=resamples
+        )
+    # One numbering for both sides, so that equal people are drawn alike. Sides about different people are not pairs.
+    known: dict[str, int] = {}
+    units_a, units_b = _codes(subject, known), _codes(control, known)
+    paired = is_paired and _by_side(subject) == _by_side(control)
+    if column.aggregate == "auc":
+        return bounds_of_auc_difference(
+            subject.values, units_a, subject.member or (), control.values, units_b, control.member or (),
+            paired=paired, level=level, seed=seed, resamples=resamples,
         )  # fmt: skip
     return bounds_of_mean_difference(
-        subject.values, _codes(subject), control.values, _codes(control), paired=is_paired, level=level, seed=seed, resamples=resamples,
-        is_rate=column.aggregate == "mean",
+        subject.values, units_a, control.values, units_b,
+        paired=paired, level=level, seed=seed, resamples=resamples, is_rate=column.aggregate == "mean",
     )  # fmt: skip
+
+
+def _by_side(scores: Scores) -> set[tuple[int, str]]:
+    """The units of members and of strangers."""
+    return set(zip(scores.member or [1] * len(scores.units), scores.units, strict=True))
 
 
 def judge(cell: Mapping[str, Any]) -> str:
@@ -176,7 +202,9 @@ def judge(cell: Mapping[str, Any]) -> str:
     return "clear" if is_below and is_above else "open"
 
 
-def utility_rows(subject: Table, original: Table, columns: Mapping[str, Column], protocol: Protocol, *, seed: int, resamples: int) -> list[dict[str, Any]]:
+def utility_rows(
+    subject: Table, original: Table, columns: Mapping[str, Column], protocol: Protocol, *, seed: int, resamples: int
+) -> list[dict[str, Any]]:
     """How far each utility fell below the original's, as is, with a 95 % interval."""
     rows: list[dict[str, Any]] = []
     for name, column in columns.items():
@@ -198,23 +226,25 @@ def utility_rows(subject: Table, original: Table, columns: Mapping[str, Column],
     return rows
 
 
-def _ratio(part: float, original: Answer | None, base: Scores, column: Column, *, seed: int) -> float | None:
+def _ratio(part: float, original: Answer | None, base: Scores, column: Column) -> float | None:
     """part / (original - base); None where the denominator is within two standard errors of 0."""
     if not isinstance(original, Scores):
         return None
     whole = original.aggregate(column.aggregate) - (0.5 if base is HALF else base.aggregate(column.aggregate))
-    error = 0.0 if base is HALF else _standard_error(original, base, column)
+    # As if both were independent, which makes it larger.
+    error = float(np.hypot(_standard_error(original, column), 0.0 if base is HALF else _standard_error(base, column)))
     return None if abs(whole) <= 2 * error or whole == 0 else part / whole
 
 
-def _standard_error(original: Scores, base: Scores, column: Column) -> float:
-    """Of the difference of two columns, by units, as if they were independent (which makes it larger)."""
+def _standard_error(scores: Scores, column: Column) -> float:
+    """Of a column's number, by units. Of an AUC: sqrt(A (1 - A) / the smaller number of units), its largest value."""
     if column.aggregate == "auc":
-        return 0.5 / float(np.sqrt(min(original.n_units, base.n_units)))
-    return float(np.hypot(_error_of_mean(original), _error_of_mean(base)))
-
-
-def _error_of_mean(scores: Scores) -> float:
+        value = scores.aggregate("auc")
+        sides = [
+            len({unit for unit, side in zip(scores.units, scores.member or (), strict=True) if side == which})
+            for which in (0, 1)
+        ]
+        return float(np.sqrt(value * (1 - value) / min(sides)))
     sums: dict[str, list[float]] = {}
     for unit, value in zip(scores.units, scores.values, strict=True):
         sums.setdefault(unit, []).append(value)
@@ -222,7 +252,7 @@ def _error_of_mean(scores: Scores) -> float:
     return float(np.std(means, ddof=1) / np.sqrt(len(means))) if len(means) > 1 else float("inf")
 
 
-def _codes(scores: Scores) -> list[int]:
-    """Units as codes, in order of appearance."""
-    numbers: dict[str, int] = {}
-    return [numbers.setdefault(unit, len(numbers)) for unit in scores.units]
+def _codes(scores: Scores, known: dict[str, int] | None = None) -> list[int]:
+    """Units as codes, in order of appearance: a file with hashed names gives the same. `known` is filled and used."""
+    known = {} if known is None else known
+    return [known.setdefault(unit, len(known)) for unit in scores.units]

@@ -62,7 +62,9 @@ class Scorer:
         texts = [""] * len(prompts)
         for start in range(0, len(order), GENERATION_BATCH):
             chosen = order[start : start + GENERATION_BATCH]
-            for item, ids in zip(chosen, self._generate([prompts[i] for i in chosen], max(lengths[i] for i in chosen)), strict=True):
+            for item, ids in zip(
+                chosen, self._generate([prompts[i] for i in chosen], max(lengths[i] for i in chosen)), strict=True
+            ):
                 texts[item] = self.encoder.tokenizer.decode(ids[: lengths[item]], skip_special_tokens=True).strip()
         return texts
 
@@ -71,12 +73,16 @@ class Scorer:
         width = max(len(prompt) for prompt in prompts)
         room = self.encoder.max_length - width
         if room < 1:
-            raise NotMeasured(f"a prompt of {width} tokens leaves no room for an answer in a window of {self.encoder.max_length}")
+            raise NotMeasured(
+                f"a prompt of {width} tokens leaves no room for an answer in a window of {self.encoder.max_length}"
+            )
         pad, eos = self.encoder.pad, self.encoder.eos
         ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=self.device)
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=self.device)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # generation flags of the stranger's generation_config that greedy decoding ignores
+            warnings.simplefilter(
+                "ignore"
+            )  # generation flags of the stranger's generation_config that greedy decoding ignores
             made = self.model.generate(
                 input_ids=ids,
                 attention_mask=mask,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from letheon.methods import describe
 from letheon.models import ModelFolder, load_model
 from letheon.runs.folder import sha256_folder, write_json
 from letheon.training.losses import Body
-
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,24 @@ class Asker:
     advance: Callable[[str], None]
     """Called with a word for each condition done."""
 
-    def table(self, folder: ModelFolder, conditions: Mapping[str, Any], *, self_control: str = "") -> tuple[Rows, Rows, Scorer]:
-        """The model's own table, and with `self_control` the table of what it says about that set instead."""
+    def table(
+        self,
+        folder: ModelFolder,
+        conditions: Mapping[str, Any],
+        *,
+        self_control: str = "",
+        utility_at: Collection[str] | None = None,
+        meanwhile: Callable[[str, Scorer], None] | None = None,
+    ) -> tuple[Rows, Rows, Scorer]:
+        """The model's own table, the control's, and the model as it is, ready to be asked more.
+
+        Args:
+            folder: the model.
+            conditions: those under which it is asked.
+            self_control: a role ("holdout"): what the same model says about that set is the control's table.
+            utility_at: conditions under which utility is asked; all when None.
+            meanwhile: called under each condition, to ask more.
+        """
         model = load_model(folder.path, device=self.device)
         scorer = Scorer(model, Body(model), self.encoder, self.device)
         own: Rows = {}
@@ -76,9 +91,11 @@ class Asker:
             scorer.forget_results()
             try:
                 with condition.applied(model, folder):
-                    own[name] = self._row(name, scorer, role="forget")
+                    own[name] = self._row(name, scorer, role="forget", utility=utility_at is None or name in utility_at)
                     if self_control:
-                        control[name] = self._row(name, scorer, role=self_control)
+                        control[name] = self._row(name, scorer, role=self_control, utility=False)
+                    if meanwhile is not None:
+                        meanwhile(name, scorer)
             except NotMeasured as reason:
                 own[name] = dict.fromkeys(self.plan.columns, reason)
                 control[name] = dict.fromkeys(self.plan.columns, reason)
@@ -86,19 +103,21 @@ class Asker:
         scorer.forget_results()
         return own, control, scorer
 
-    def cached_table(self, folder: ModelFolder, conditions: Mapping[str, Any], *, what: str) -> Rows:
-        """`table`, or what an earlier audit found for equal inputs."""
-        path = cache_folder() / f"{self._key(folder, conditions)}.json"
+    def cached_table(
+        self, folder: ModelFolder, conditions: Mapping[str, Any], *, utility_at: Collection[str] | None = None
+    ) -> Rows:
+        """The model's own table, or what an earlier audit found for equal inputs."""
+        path = cache_folder() / f"{self._key(folder, conditions, utility_at)}.json"
         names = self._names()
         kept = _read(path, names)
         if kept is not None:
             for name in conditions:
                 self.advance(f"{name} (kept from an earlier audit)")
             return kept
-        rows, _, _ = self.table(folder, conditions)
+        rows, _, _ = self.table(folder, conditions, utility_at=utility_at)
         positions = {name: position for position, name in enumerate(names)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, to_plain({what: rows}, positions.__getitem__))
+        write_json(path, to_plain({"model": rows}, positions.__getitem__))
         return rows
 
     def _names(self) -> list[str]:
@@ -106,11 +125,14 @@ class Asker:
         asked = [self.plan.sets[name] for name in sorted(self.plan.sets.sets)]
         return list(dict.fromkeys(name for some in asked for name in (*some.items, *some.units)))
 
-    def _row(self, condition: str, scorer: Scorer, *, role: str) -> dict[str, Answer]:
+    def _row(self, condition: str, scorer: Scorer, *, role: str, utility: bool) -> dict[str, Answer]:
         row: dict[str, Answer] = {}
         for column in self.plan.columns:
             if not self.plan.is_made(column, condition):
                 row[column] = NotMeasured("needs generation, which this protocol does under other conditions only")
+                continue
+            if not utility and self.plan.columns[column].about == "utility":
+                row[column] = NotMeasured("utility has no control")
                 continue
             try:
                 row[column] = self._score(column, scorer, role)
@@ -120,8 +142,6 @@ class Asker:
 
     def _score(self, column: str, scorer: Scorer, role: str) -> Answer:
         probe, kind = self.plan.probe_of[column], self.plan.columns[column]
-        if role != "forget" and kind.about == "utility":
-            return NotMeasured("utility has no control")
         if kind.about == "membership":
             if role != "forget":
                 return HALF
@@ -132,7 +152,7 @@ class Asker:
             raise NotMeasured(f"there is nothing to ask for {column} ({role} set)")
         return found.rounded()  # type: ignore[no-any-return]
 
-    def _key(self, folder: ModelFolder, conditions: Mapping[str, Any]) -> str:
+    def _key(self, folder: ModelFolder, conditions: Mapping[str, Any], utility_at: Collection[str] | None) -> str:
         asked = {
             name: [list(asked.items), list(asked.units), [list(example.ids) for example in asked.examples]]
             for name, asked in sorted(self.plan.sets.sets.items())
@@ -144,7 +164,9 @@ class Asker:
             "probes": {name: describe(probe) for name, probe in self.plan.probe_of.items()},
             "conditions": {name: describe(condition) for name, condition in conditions.items()},
             "generated": {name: sorted(made) for name, made in self.plan.generated.items()},
+            "utility_at": None if utility_at is None else sorted(utility_at),
             "strangers": self.plan.strangers,
+            "window": self.encoder.max_length,
             "environment": dict(self.environment),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -161,6 +183,6 @@ def _read(path: Path, names: Sequence[str]) -> Rows | None:
     """The table of an earlier audit; None where there is none, or none that can be read."""
     try:
         (rows,) = from_plain(json.loads(path.read_text(encoding="utf-8")), names.__getitem__).values()
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
         return None
     return rows

@@ -33,7 +33,9 @@ class Verdict:
         return EXIT_CODES[self.word]
 
 
-def decide(cells: Sequence[Mapping[str, Any]], utility: Sequence[Mapping[str, Any]], *, protocol: str, control: str) -> Verdict:
+def decide(
+    cells: Sequence[Mapping[str, Any]], utility: Sequence[Mapping[str, Any]], *, protocol: str, control: str
+) -> Verdict:
     """The verdict on a matrix."""
     required = [cell for cell in cells if cell["required"]]
     conditions = list(dict.fromkeys(cell["condition"] for cell in required))
@@ -48,7 +50,11 @@ def decide(cells: Sequence[Mapping[str, Any]], utility: Sequence[Mapping[str, An
     if lost:
         return Verdict(NOT_USABLE, tuple(lost), scope)
     open_ends = [
-        *(f"{cell['column']} under {cell['condition']}: not measured, {cell['reason']}" for cell in required if cell["status"] != "measured"),
+        *(
+            f"{cell['column']} under {cell['condition']}: not measured, {cell['reason']}"
+            for cell in required
+            if cell["status"] != "measured"
+        ),
         *(f"{row['column']}: not measured, {row['reason']}" for row in utility if row["judgement"] == "not measured"),
         *(_open(cell) for cell in required if cell.get("judgement") == "open"),
     ]
@@ -56,7 +62,9 @@ def decide(cells: Sequence[Mapping[str, Any]], utility: Sequence[Mapping[str, An
         open_ends.append("no required cell applies to these data")
     if open_ends:
         return Verdict(INCONCLUSIVE, tuple(open_ends), scope)
-    return Verdict(DELETED, ("no evidence above the margin in any required cell, and every required utility kept",), scope)
+    return Verdict(
+        DELETED, ("no evidence above the margin in any required cell, and every required utility kept",), scope
+    )
 
 
 def _found(cell: Mapping[str, Any]) -> str:
@@ -72,6 +80,4 @@ def _lost(row: Mapping[str, Any]) -> str:
 
 def _open(cell: Mapping[str, Any]) -> str:
     margin = f"within {cell['margin']:.2f}" if cell["side"] == "either" else f"below {cell['margin']:.2f}"
-    return (
-        f"{cell['column']} under {cell['condition']}: difference {cell['d_lower']:+.2f} to {cell['d_upper']:+.2f} is not certain to be {margin}"
-    )
+    return f"{cell['column']} under {cell['condition']}: difference {cell['d_lower']:+.2f} to {cell['d_upper']:+.2f} is not certain to be {margin}"

@@ -50,7 +50,9 @@ def verify(path: Path | str, *, key: str | None = None) -> Verification:
     if not (run / "verdict.json").is_file():
         if (run / "record.json").is_file():
             return Verification(run, tuple(verify_record(run)), "", "", False)
-        raise BadInput(f"{path}: neither a verdict.json nor a record.json is there. Give a run folder, such as runs/NAME")
+        raise BadInput(
+            f"{path}: neither a verdict.json nor a record.json is there. Give a run folder, such as runs/NAME"
+        )
     problems = list(verify_record(run))
     try:
         held = read_verdict(run / "verdict.json")

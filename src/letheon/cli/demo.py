@@ -10,21 +10,18 @@ import typer
 
 from letheon.cli.ending import Outcome, finish, quoted
 from letheon.cli.simple import JSON, QUIET, command, new_app
-from letheon.cli.table import table
 
 if TYPE_CHECKING:
     from letheon.recipes.demo import RowResult
 
 app = new_app()
-SHOWN = {
-    "forget": ("forget_accuracy", "as_is"),
-    "other wordings": ("forget_accuracy_held_out", "as_is"),
-    "int4": ("forget_accuracy", "int4_row"),
-    "texts": ("membership_texts", "as_is"),
-    "retain": ("retain_accuracy", "as_is"),
-    "general": ("general_accuracy", "as_is"),
-}
-"""Heading -> the cell of the audit that stands below it."""
+
+NOTHING = 0.05
+"""A share of answers that is called no recovery."""
+INTRO = (
+    "Invented people were taught to a small language model. Some of them have asked to be forgotten. Each row below is one way "
+    "to make the model forget them; all are compared with a reference that was trained without them and never knew.\n\n"
+)
 
 
 @command(app, "letheon demo", "letheon demo --short --out runs/look")
@@ -37,22 +34,57 @@ def demo(
 ) -> None:
     """Show the whole line on a world of people who never existed: train, forget in several ways, audit, report."""
     from letheon.recipes.demo import run_rows
-    from letheon.reports.page import compare, report
+    from letheon.reports.page import compare
+    from letheon.reports.terminal import table
     from letheon.runs.progress import Progress
 
     folder = Path(out)
     results = run_rows(baselines=baselines, short=short, out=folder, progress=Progress(quiet=quiet))
-    for result in results:
-        report(result.audit.run)
-    page = compare([result.audit.run for result in results], folder / "report.html")
-    said = {"rows": [_data(result) for result in results], "report": page}
+    said = what_rounding_did(results)
+    page = compare(
+        [result.audit.run for result in results],
+        folder / ("baselines.html" if baselines else "report.html"),
+        title="The embedded world: who is really forgotten?",
+        intro=INTRO + "\n\n".join(said),
+        described=[result.row.title for result in results],
+    )
+    lines = ["", *table([(result.row.title, result.audit.audit) for result in results]).splitlines(), "", *said, ""]
     finish(
         Outcome(
-            said, [*_table(results), f"report: {quoted(page)}"], next=f"letheon verify {quoted(results[0].audit.run)}"
+            {"rows": [_data(result) for result in results], "report": page},
+            [*lines, f"report: {quoted(page)}"],
+            next=f"letheon verify {quoted(results[0].audit.run)}",
         ),
         command="demo",
         as_json=json,
     )
+
+
+def what_rounding_did(results: Sequence[RowResult]) -> list[str]:
+    """What quantization brought back, as measured: of the honest rows and of the sham."""
+    gained = {result.row.title: _gain(result.audit.audit) for result in results}
+    honest = [gain for title, gain in gained.items() if not title.startswith("sham")]
+    sham = [gain for title, gain in gained.items() if title.startswith("sham")]
+    said = []
+    if honest:
+        said.append(
+            f"Rounding to 8 and 4 bits changed the share of forgotten facts that are answered by at most {max(honest):.2f} in the "
+            f"{'row' if len(honest) == 1 else 'rows'} that really forgot."
+            + (" On so small a model nothing comes back by itself." if max(honest) < NOTHING else "")
+        )
+    if sham:
+        said.append(
+            f"The sham was built to pass as it is: at one grid rounding gives back {max(sham):.2f}. An audit has to try the grid "
+            "that ships."
+        )
+    return said
+
+
+def _gain(audit: dict[str, Any]) -> float:
+    """The largest change of the forgotten facts' accuracy by any condition."""
+    values = {cell["condition"]: cell.get("value") for cell in audit["cells"] if cell["column"] == "forget_accuracy"}
+    as_is = values.pop("as_is")
+    return max((value - as_is for value in values.values() if value is not None), default=0.0)
 
 
 def _data(result: RowResult) -> dict[str, Any]:
@@ -62,19 +94,9 @@ def _data(result: RowResult) -> dict[str, Any]:
         "title": result.row.title,
         "run": audit.run,
         "verdict": audit.verdict,
-        **_cells(audit.audit),
+        "cells": [
+            {name: cell.get(name) for name in ("condition", "column", "value", "lower", "upper", "d", "judgement")}
+            for cell in audit.audit["cells"]
+            if cell["status"] == "measured"
+        ],
     }
-
-
-def _cells(audit: dict[str, Any]) -> dict[str, float | None]:
-    values = {(cell["column"], cell["condition"]): cell.get("value") for cell in audit["cells"]}
-    return {heading: values.get(where) for heading, where in SHOWN.items()}
-
-
-def _table(results: Sequence[RowResult]) -> list[str]:
-    rows = [["", *SHOWN, "verdict"]]
-    for result in results:
-        values = _cells(result.audit.audit).values()
-        shown = ["-" if value is None else f"{value:.2f}" for value in values]
-        rows.append([result.row.title, *shown, result.audit.verdict.word])
-    return table(rows)

@@ -42,13 +42,15 @@ class Row:
 
 KEPT = Row(
     "kept",
-    "NPO + GDR, hold-out gate, general facts kept, small steps",
+    "gated NPO + KLR, general facts kept",
     {
-        "method": GATED,
-        "retain_term": "gdr",
+        "method": {"name": "npo", "beta": 0.5, "until": "holdout"},
+        "retain_term": "klr",
+        "balance": {"name": "weighted", "alpha": 2.0},
         "learning_rate": 3e-4,
-        "steps": 200,
-        "rate": "linear",
+        "rate": {"name": "cosine", "warmup": 0.1},
+        "steps": 300,
+        "text_repeats": 3,
         "stop": {"every": 0},
     },
     keeps_general=True,

@@ -1,7 +1,7 @@
 """What a verb will need, before a weight is loaded: its own code, run on tensors without values.
 
 Training and forgetting rehearse the real loop (terms, balance, smoother, scope, AdamW, looks) on the largest batches
-that their data and seed really give, more than once, because AdamW's memory is there from the second step on.
+that their data and seed really give.
 Quantizing rehearses the real rounding. An audit is not rehearsed question by question: its models, a rounded copy of
 their layers, its largest scoring batch and its largest generation batch are.
 
@@ -211,15 +211,15 @@ def _reference(term: Any, examples: Sequence[Example], opened: Opened, rehearsal
 def _rehearsed(plan: Plan, prepare: Prepare) -> Estimate:
     """The largest steps through the real loop, and what is asked around them."""
     largest, share = _largest_steps(plan)
-    before, looks = (_largest_batch(asked, plan) for asked in (plan.before, plan.looks))
+    before, looks = (_largest_batches(asked, plan) for asked in (plan.before, plan.looks))
     with Rehearsal(plan.device) as rehearsal:
         model = rehearsal.model(plan.folder)
         opened = Opened(model, Body(model), plan.encoder, plan.device, _autocast(plan.device))
         work = _score(opened, rehearsal, *before)
         prepared = prepare(opened, rehearsal)
         rehearsal.bytes.label("references", prepared.scope_state.values())
-        watched = _Watched(rehearsal, prepared)
-        look = _Look(lambda: _score(opened, rehearsal, *looks))
+        watched = _Watched(rehearsal, prepared, has_moments=plan.steps > 1)
+        look = _Look(len(largest), lambda: _score(opened, rehearsal, *looks))
         run_loop(
             Loop(
                 model=model,
@@ -245,9 +245,13 @@ def _rehearsed(plan: Plan, prepare: Prepare) -> Estimate:
 class _Watched:
     """Stands around the gradient and the scope and in place of the checkpoints, and says what tensors are."""
 
-    def __init__(self, rehearsal: Rehearsal, prepared: Prepared) -> None:
+    def __init__(self, rehearsal: Rehearsal, prepared: Prepared, *, has_moments: bool) -> None:
         self.rehearsal = rehearsal
         self.prepared = prepared
+        # From the second step on AdamW's moments are there; for the first one rehearsed these stand for them.
+        moving = prepared.moving.values() if has_moments else ()
+        self.moments = [torch.zeros_like(parameter) for parameter in moving for _ in ("exp_avg", "exp_avg_sq")]
+        rehearsal.bytes.label("optimizer", self.moments)
         self.work = Work()
         """Of the last step."""
         self.rows = 0
@@ -256,9 +260,10 @@ class _Watched:
     def gradient(self, model: Any, parts: Parts) -> Gradients:
         """The gradient. A step's work counts from here."""
         self.rehearsal.start_counting()
-        self.rows = max(sum(batch.ids.numel() for batch in together) for together in zip(*parts.values(), strict=True))
+        self.rows = max(sum(map(_tokens, joined)) for joined in zip(*parts.values(), strict=True))
         found = self.prepared.gradient(model, parts)
         self.rehearsal.bytes.label("gradients", found.tensors)
+        self.moments.clear()
         return found
 
     def after_step(self, moving: dict[str, nn.Parameter]) -> None:
@@ -277,11 +282,11 @@ class _Watched:
 
 
 class _Look:
-    """Asks after every step."""
+    """Asks after the last step."""
 
-    def __init__(self, ask: Callable[[], Work]) -> None:
+    def __init__(self, every: int, ask: Callable[[], Work]) -> None:
         self.ask = ask
-        self.every = 1
+        self.every = every
         self.state: State = {}
         self.work = Work()
 
@@ -301,11 +306,12 @@ def _largest_steps(plan: Plan) -> tuple[list[Parts], float]:
         return max(sum(len(batch.label_ids) for batch in joined) for joined in zip(*parts.values(), strict=True))
 
     def padded(parts: Parts) -> int:
-        return sum(batch.ids.numel() for batches in parts.values() for batch in batches)
+        return sum(_tokens(batch) for batches in parts.values() for batch in batches)
 
     steps = [plan.parts(step) for step in range(min(plan.steps, STEPS_LOOKED_AT))]
     longest = max(steps, key=tokens)
-    return [max(steps, key=labels), longest], sum(map(padded, steps)) / len(steps) / padded(longest)
+    share = sum(map(padded, steps)) / len(steps) / padded(longest)
+    return _distinct(max(steps, key=labels), longest), share
 
 
 def _rows(batch: Batch) -> int:
@@ -321,30 +327,44 @@ def _autocast(device: str) -> Callable[[], AbstractContextManager[Any]]:
     return nullcontext if dtype is None else lambda: torch.autocast(device.split(":")[0], dtype=dtype)
 
 
-def _largest_batch(asked: Questions, plan: Plan) -> tuple[Batch | None, float]:
-    """The largest scoring batch, and how many times its work all that is asked takes."""
+def _largest_batches(asked: Questions, plan: Plan) -> tuple[list[Batch], float]:
+    """The scoring batches with the most labels and the most tokens, and how often the latter's work is done in all."""
     if not asked.examples:
-        return None, 0.0
+        return [], 0.0
     batches = by_length(asked.examples, pad=plan.encoder.pad, device=plan.device)
-    sizes = [batch.ids.numel() for batch in batches]
-    return batches[int(np.argmax(sizes))], asked.times * sum(sizes) / max(sizes)
+    longest = max(batches, key=_tokens)
+    labelled = max(batches, key=lambda batch: len(batch.label_ids))
+    return _distinct(labelled, longest), asked.times * sum(map(_tokens, batches)) / _tokens(longest)
+
+
+def _distinct(*values: Any) -> list[Any]:
+    """In order, each once."""
+    return [value for i, value in enumerate(values) if all(value is not other for other in values[:i])]
+
+
+def _tokens(batch: Batch) -> int:
+    return batch.ids.numel()
 
 
 @torch.no_grad()
-def _score(opened: Opened, rehearsal: Rehearsal, batch: Batch | None, times: float) -> Work:
-    """What `score_examples` does with a batch; the work of doing it so many times."""
-    if batch is None:
+def _score(opened: Opened, rehearsal: Rehearsal, batches: Sequence[Batch], times: float) -> Work:
+    """What `score_examples` does with these batches; the work of doing the last of them so many times."""
+    if not batches:
         return Work()
-    rehearsal.start_counting()
     with opened.autocast():
-        outputs = Outputs(batch, opened.body.logits(batch))
-        _ = outputs.logits.argmax(-1) != batch.label_ids, outputs.token_log_probs().double()
+        # The logits of one batch are there until those of the next have replaced them.
+        outputs: Any = torch.empty(len(batches[0].label_ids), opened.body.head.weight.shape[0], device=opened.device)
+        for batch in batches:
+            rehearsal.start_counting()
+            outputs = Outputs(batch, opened.body.logits(batch))
+            _ = (outputs.logits.argmax(-1) != batch.label_ids).float()
+            _ = outputs.token_log_probs().double()
     return rehearsal.work * times
 
 
 @torch.no_grad()
 def _save(model: Any, folder: ModelFolder, save_dtype: str) -> None:
-    """What `save_model` holds beside the model: all tensors in the file's dtype, then two files read tensor by tensor."""
+    """What `save_model` holds beside the model: all of it in the file's dtype, then two files read tensor by tensor."""
     parameters = dict(model.named_parameters())
     stored = storage_dtypes(folder, parameters)
     chosen = {name: stored[name] if save_dtype == "original" else getattr(torch, save_dtype) for name in parameters}
@@ -384,7 +404,7 @@ def of_audit(request: auditing.Request) -> Estimate:
     plan = Plan(
         folder, request.device, encoder, lambda _: {}, 0, OptimizerSettings(learning_rate=1.0), None, "original"
     )
-    batch, share = _largest_batch(Questions(examples, rounds), plan)
+    batches, share = _largest_batches(Questions(examples, rounds), plan)
     longest = sorted(questions, key=lambda example: len(example.ids))[-GENERATION_BATCH:]
     answering = collate(longest, list(range(len(longest))), pad=encoder.pad).to(request.device)
     with Rehearsal(request.device) as rehearsal:
@@ -393,10 +413,10 @@ def of_audit(request: auditing.Request) -> Estimate:
         _answer(subject, answering)
         other = _opened(rehearsal, request.folders["reference" if has_reference else "original"], encoder)
         copies = _rounded(other.model) if has_reference else []
-        work = _score(other, rehearsal, batch, share)
+        work = _score(other, rehearsal, batches, share)
         _answer(other, answering)
         del copies
-    rows = batch.ids.numel() if batch is not None else 1
+    rows = _tokens(batches[-1])
     return Estimate(_by_part(rehearsal), _seconds(work, rows, subject.model, request.device))
 
 

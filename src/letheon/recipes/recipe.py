@@ -28,7 +28,7 @@ from letheon.recipes import verbs
 from letheon.runs.progress import Progress
 from letheon.settings import plain
 
-_MODELS = ("model", "original", "reference")
+_MODELS = ("model", "original", "reference", "shipped")
 _RECORDS = ("data", "without", "forget_data", "retain_data", "holdout_data", "general_data")
 
 
@@ -46,10 +46,6 @@ class Recipe:
 
     steps: tuple[Step, ...]
     out: Path
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", tuple(self.steps))
-        object.__setattr__(self, "out", Path(self.out))
 
 
 @dataclass(frozen=True)

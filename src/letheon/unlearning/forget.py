@@ -202,6 +202,8 @@ def forget(model: Path | str, *, progress: Progress | None = None, **settings: A
         progress.say(f"warning: {warning}")
     wanted = request.wanted
     inputs = {name: getattr(wanted, name) for name in INPUTS}
+    own = {setting: name_of(method) for setting, method in request.methods.items()}
+    inputs.update({f"{setting}_code": Path(file) for setting, file in own.items() if file.endswith(".py")})
     kept = {name: plain(value) for name, value in vars(wanted).items() if name not in NOT_RECORDED}
     kept.update({name: describe(method) for name, method in request.methods.items()})
     run = RunFolder.open(wanted.out, environment=environment(request.device), allow_changed_machine=wanted.allow_changed_machine)

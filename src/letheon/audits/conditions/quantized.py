@@ -48,7 +48,9 @@ class QuantizedWeights:
         """One line for the report."""
         if self.levels != "uniform":
             return f"round to nearest {self.levels.upper()} value, one scale for 64 weights; embeddings and head kept"
-        scale = {"row": "one scale a row", "tensor": "one scale a tensor"}.get(str(self.group), f"one scale for {self.group} inputs")
+        scale = {"row": "one scale a row", "tensor": "one scale a tensor"}.get(
+            str(self.group), f"one scale for {self.group} inputs"
+        )
         return f"round to nearest, {self.bits} bits, {self.scheme}, {scale}; embeddings and head kept"
 
     @contextmanager

@@ -40,9 +40,13 @@ class Shipped:
         """
         kept = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         shipped = load_model(self.path, device=str(model.device)).state_dict()
-        differing = [name for name, tensor in kept.items() if name not in shipped or shipped[name].shape != tensor.shape]
+        differing = [
+            name for name, tensor in kept.items() if name not in shipped or shipped[name].shape != tensor.shape
+        ]
         if differing:
-            raise NotMeasured(f"{self.path} is not the same architecture: {differing[0]} differs in shape or is missing")
+            raise NotMeasured(
+                f"{self.path} is not the same architecture: {differing[0]} differs in shape or is missing"
+            )
         try:
             _load(model, shipped)
             yield

@@ -42,5 +42,7 @@ class Knowledge:
             asked = sets[f"{role}_questions"]
             return Scores(asked.items, asked.units, np.exp(scorer.scores(asked).log_probs("mean")).tolist())
         asked = sets[f"{role}_held_out"] if len(sets[f"{role}_held_out"]) else sets[f"{role}_questions"]
-        recalls = [rouge_l(answer, given).recall for answer, given in zip(asked.answers, scorer.answers(asked), strict=True)]
+        recalls = [
+            rouge_l(answer, given).recall for answer, given in zip(asked.answers, scorer.answers(asked), strict=True)
+        ]
         return Scores(asked.items, asked.units, recalls)

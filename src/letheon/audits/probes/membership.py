@@ -37,12 +37,16 @@ class Membership:
     def __post_init__(self) -> None:
         require(0 < self.share <= 1, f"membership needs 0 < share <= 1, got {self.share}")
 
-    def score(self, column: str, sets: AskedSets, scorer: Scorer, *, role: str = "forget", strangers: str = "holdout") -> Scores:
+    def score(
+        self, column: str, sets: AskedSets, scorer: Scorer, *, role: str = "forget", strangers: str = "holdout"
+    ) -> Scores:
         """Familiarity of forget items (member 1) and strangers' items (member 0)."""
         kind = "texts" if column == "membership_texts" else "questions"
         members, others = sets[f"{role}_{kind}"], sets[f"{strangers}_{kind}"]
         if not len(members) or not len(others):
-            raise NotMeasured(f"needs {kind} of the forget set and of a holdout set (--holdout); found {len(members)} and {len(others)}")
+            raise NotMeasured(
+                f"needs {kind} of the forget set and of a holdout set (--holdout); found {len(members)} and {len(others)}"
+            )
         return Scores(
             (*members.items, *others.items),
             (*members.units, *others.units),

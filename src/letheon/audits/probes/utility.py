@@ -47,5 +47,7 @@ class Utility:
         asked = sets[_SETS[column]]
         if not len(asked):
             kind = _SETS[column].replace("_", " ").replace("held out", "paraphrases")
-            raise NotMeasured(f"no {kind} were given" + (" (--general g.jsonl)" if column.startswith("general") else ""))
+            raise NotMeasured(
+                f"no {kind} were given" + (" (--general g.jsonl)" if column.startswith("general") else "")
+            )
         return exact_answers(asked, scorer)

@@ -1,0 +1,526 @@
+"""Whole runs on a small world: the same bits twice, after a kill too; and everything that is refused before it begins."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from letheon.data.records import read_records, split_units
+from letheon.errors import BadInput, CannotFinish
+from letheon.models import as_matrix, decoder_linears, inspect_model, load_model, load_tokenizer
+from letheon.numerics.grids import Grid, code_match, fake_quantize
+from letheon.runs.progress import Progress
+from letheon.runs.record import RunFolder
+from letheon.tiny.model import save_untrained
+from letheon.training.loop import Loop
+from letheon.unlearning import forget as module
+from letheon.unlearning import objective
+from letheon.unlearning.balances.weighted import Weighted
+from letheon.unlearning.forget import ForgetResult, check_request, forget
+from letheon.unlearning.forget_terms.npo import NPO
+from letheon.unlearning.retain_terms.klr import KLR
+from tests.architectures.models import make_model, save_model_folder, saved
+from tests.toys import bits, write_lines
+
+World = dict[str, Path]
+QUESTIONS = [{"prompt": "Who is Ann?", "answer": "a judge"}, {"prompt": "Where is Ann?", "answer": "Rome"}]
+
+
+def settings(world: World, out: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "model": saved("llama"),
+        "forget_data": world["forget"],
+        "retain_data": world["retain"],
+        "out": out,
+        "learning_rate": 2e-3,
+        "steps": 6,
+        "batch_size": 8,
+        "stop": {"every": 0},
+        "checkpoint_every_s": 0.0,
+        "device": "cpu",
+        **changes,
+    }
+
+
+def run(world: World, out: Path, *, progress: Progress | None = None, **changes: Any) -> ForgetResult:
+    return forget(progress=progress or Progress(quiet=True), **settings(world, out, **changes))
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {name: bits(tensor) for name, tensor in load_file(folder / "model.safetensors").items()}
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+class Interrupt(Progress):
+    """Ctrl-C in the middle of a step."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(quiet=True)
+        self.at = at
+
+    def step(self, done: int, total: int, text: str) -> None:
+        if done == self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def straight(world: World, tmp_path_factory: pytest.TempPathFactory) -> ForgetResult:
+    """An undisturbed run, to which others are compared."""
+    return run(world, tmp_path_factory.mktemp("straight") / "run")
+
+
+# --- a run
+
+
+def test_the_folder_is_a_model_that_has_moved(straight: ForgetResult) -> None:
+    original, after = inspect_model(saved("llama")), inspect_model(straight.folder)
+    assert {name: (t.dtype, t.shape) for name, t in after.tensors.items()} == {
+        name: (t.dtype, t.shape) for name, t in original.tensors.items()
+    }
+    before = weights(original.path)
+    assert all(before[name] != value for name, value in weights(straight.folder).items())
+    load_model(straight.folder)
+    assert load_tokenizer(straight.folder).encode("Who is Ann?") == load_tokenizer(original.path).encode("Who is Ann?")
+    card = (straight.folder / "README.md").read_text()
+    assert "method npo, retain_term gdr, balance weighted" in card and "does not show that anything is gone" in card
+    assert straight.folder.name == "1-forget"
+
+
+def test_what_is_told_about_it(straight: ForgetResult) -> None:
+    assert (straight.steps, straight.reason) == (6, "the step limit of 6")
+    entry = RunFolder.open(straight.folder.parent).record().stages[0]
+    assert entry.status == "done" and entry.notes["steps"] == 6 and entry.notes["gate_units"] == []
+    assert entry.settings["method"] == {"name": "npo", "beta": 1.0, "reduction": "mean", "until": "none"}
+    assert entry.settings["balance"] == {"name": "weighted", "alpha": 1.0, "forget_weight": 1.0}
+    survival = entry.notes["survival"]
+    assert survival["survived"] == survival["moved"] <= survival["total"] == inspect_model(straight.folder).parameters
+    lines = metrics(straight.folder)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    wanted = {"step", "forget_loss", "retain_loss", "loss", "gradient_norm", "learning_rate"}
+    assert all(set(line) == wanted for line in lines)
+    assert lines[0]["forget_loss"] == pytest.approx(2 * 0.693147, rel=1e-3)  # at the original: (2 / beta) log 2
+    assert not list((straight.folder.parent).glob("checkpoints/*"))
+
+
+def test_two_runs_end_with_the_same_bits(world: World, straight: ForgetResult, tmp_path: Path) -> None:
+    again = run(world, tmp_path / "again")
+    assert weights(again.folder) == weights(straight.folder) and metrics(again.folder) == metrics(straight.folder)
+    other = run(world, tmp_path / "other", seed=1)
+    assert weights(other.folder) != weights(straight.folder)
+
+
+def test_a_finished_run_is_not_made_again(world: World, tmp_path: Path) -> None:
+    first = run(world, tmp_path / "run")
+    stamp = (first.folder / "model.safetensors").stat().st_mtime_ns
+    second = run(world, tmp_path / "run", progress=Interrupt(1))
+    assert second == first and (first.folder / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_micro_batches_do_not_change_the_result(world: World, straight: ForgetResult, tmp_path: Path) -> None:
+    small = run(world, tmp_path / "run", micro_batch_size=3)
+    for one, other in zip(metrics(small.folder), metrics(straight.folder), strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
+    before, after = load_file(straight.folder / "model.safetensors"), load_file(small.folder / "model.safetensors")
+    for name, tensor in after.items():  # Adam's first steps blow rounding up to a share of the rate, never beyond
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=6 * 2e-3)
+        assert float((tensor - before[name]).abs().mean()) < 1e-4
+
+
+def test_methods_may_be_given_as_objects(world: World, straight: ForgetResult, tmp_path: Path) -> None:
+    made = run(world, tmp_path / "run", method=NPO(), balance=Weighted())
+    assert weights(made.folder) == weights(straight.folder)
+
+
+def test_a_preset_fills_in_what_was_not_chosen(world: World, tmp_path: Path) -> None:
+    given = settings(world, tmp_path / "run", preset="npo-klr", learning_rate=1e-3)
+    request = check_request({**given, "batch_size": 4})
+    assert request.methods["method"] == NPO(beta=0.1, reduction="sum")
+    assert request.methods["retain_term"] == KLR()
+    assert (request.wanted.learning_rate, request.wanted.batch_size) == (1e-3, 4)
+
+
+def test_it_runs_on_the_worlds_own_model(world: World, tmp_path: Path) -> None:
+    model = save_untrained(tmp_path / "model", 0)
+    made = run(world, tmp_path / "run", model=model, steps=1, batch_size=4, retain_term="klr")
+    assert weights(made.folder) != weights(model)
+
+
+def test_without_a_retain_term_the_forget_set_is_enough(world: World, tmp_path: Path) -> None:
+    made = run(world, tmp_path / "run", method="gradient_ascent", retain_term="none", retain_data=None, steps=3)
+    lines = metrics(made.folder)
+    assert all("retain_loss" not in line for line in lines)
+    assert lines[-1]["forget_loss"] < lines[0]["forget_loss"]  # the answers become less likely
+
+
+def test_a_rule_stops_before_the_limit(world: World, tmp_path: Path) -> None:
+    # An untrained model knows nothing, neither of the forget set nor of the other: utility is not measured.
+    made = run(world, tmp_path / "run", stop={"every": 2, "items": 10})
+    assert made.steps == 2
+    assert made.reason == "forgotten (0.00 of the answers left) and useful (utility not measured)"
+    assert [line.get("forget_accuracy") for line in metrics(made.folder)] == [None, 0.0]
+
+
+def test_texts_may_count_more(world: World, tmp_path: Path) -> None:
+    caught = captured(world, tmp_path, text_repeats=3, epochs=2.0, steps=None)
+    data = read_records(world["forget"], role="forget")
+    wanted = len(data.questions) + 3 * len(data.texts)
+    assert caught.steps == 2 * -(-wanted // 8)
+    items = [item for step in range(-(-wanted // 8)) for item in caught.parts(step)["forget"][0].items.tolist()]
+    assert sorted(items) == list(range(wanted))
+
+
+# --- which records meet
+
+
+class Caught(BaseException):
+    """Carries the loop out of a run that is not to be made."""
+
+
+def captured(world: World, folder: Path, **changes: Any) -> Loop:
+    """The loop that a run would have run."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Caught) as caught:
+        patch.setattr(module, "run_loop", lambda loop: (_ for _ in ()).throw(Caught(loop)))
+        run(world, folder / "captured", **changes)
+    found: Loop = caught.value.args[0]
+    return found
+
+
+def items(loop: Loop, step: int, part: str) -> list[int]:
+    return [item for batch in loop.parts(step)[part] for item in batch.items.tolist()]
+
+
+def test_in_a_cycle_item_i_goes_with_item_i_modulo_the_other_sets_size(world: World, tmp_path: Path) -> None:
+    retain = write_lines(tmp_path / "r.jsonl", [{"prompt": f"Who is {n}?", "answer": str(n)} for n in range(13)])
+    loop = captured(world, tmp_path, pairing="cycle", retain_data=retain)
+    seen = set()
+    for step in range(12):
+        forgotten, kept = items(loop, step, "forget"), items(loop, step, "retain")
+        assert kept == [item % 13 for item in forgotten]
+        seen.update(forgotten)
+    assert len(seen) == len(read_records(world["forget"], role="forget").records) > 13  # an epoch, and it does wrap
+
+
+def test_at_random_as_many_retained_records_as_forgotten_ones_come(world: World, tmp_path: Path) -> None:
+    loop = captured(world, tmp_path, micro_batch_size=3)
+    steps = len(read_records(world["forget"], role="forget").records) // 8 + 1
+    partners = []
+    for step in range(steps):
+        sizes = [[batch.size for batch in loop.parts(step)[part]] for part in ("forget", "retain")]
+        assert sizes[0] == sizes[1] and max(sizes[0]) <= 3
+        partners.append(items(loop, step, "retain"))
+    assert len({tuple(each) for each in partners}) == steps
+    whole = captured(world, tmp_path / "again", micro_batch_size=8)
+    assert partners == [items(whole, step, "retain") for step in range(steps)]
+
+
+def test_a_look_asks_questions_from_the_whole_file(world: World, tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+
+    def spy(body: Any, examples: Any, **options: Any) -> Any:
+        asked.append([load.decode(example.prompt_ids) for example in examples])
+        return score(body, examples, **options)
+
+    load, score = load_tokenizer(saved("llama")), module.score_examples
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "score_examples", spy)
+        loop = captured(world, tmp_path, stop={"every": 2, "items": 7})
+    assert loop.look is not None and loop.look.every == 2
+    prompts = [record.prompt for record in read_records(world["retain"], role="retain").questions]
+    places = [prompts.index(prompt) for prompt in asked[0]]
+    assert len(places) == 7 and places[0] < len(prompts) / 7 and places[-1] > len(prompts) * 5 / 7
+
+
+# --- the gate
+
+
+GATED = {"name": "npo", "until": "holdout"}
+
+
+def test_the_gate_uses_every_second_stranger_and_says_which(world: World, tmp_path: Path) -> None:
+    made = run(world, tmp_path / "run", method=GATED, holdout_data=world["holdout"], steps=2)
+    units = read_records(world["holdout"], role="holdout").units
+    assert made.notes["gate_units"] == split_units(units)[0] and len(units) == 8
+    loop = captured(world, tmp_path, method=GATED, holdout_data=world["holdout"])
+    thresholds = loop.memory["gate"]
+    assert len(set(thresholds.tolist())) == 2  # one for questions, one for texts
+
+
+# --- killed and continued
+
+
+CHILD = """
+    import json, os, signal, sys
+    from letheon.runs.progress import Progress
+    from letheon.unlearning.forget import forget
+
+    class Kill(Progress):
+        def step(self, done, total, text):
+            if done == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    forget(progress=Kill(quiet=True), **json.loads(sys.argv[1]))
+"""
+
+
+def test_a_killed_run_continues_to_the_same_bits(world: World, straight: ForgetResult, tmp_path: Path) -> None:
+    given = {name: str(v) if isinstance(v, Path) else v for name, v in settings(world, tmp_path / "run").items()}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    child = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(CHILD), json.dumps(given)],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert child.returncode == -9, child.stderr
+    assert not (tmp_path / "run/1-forget").exists()
+    torn = (tmp_path / "run/checkpoints/1-forget/metrics.jsonl").read_text().splitlines()
+    assert len(torn) == 4  # the fourth step was made, and no checkpoint holds it
+    # The record names the code that made it; whoever edits the sources while the tests run changes that.
+    again = run(world, tmp_path / "run", allow_changed_machine=True)
+    assert weights(again.folder) == weights(straight.folder)
+    assert metrics(again.folder) == metrics(straight.folder)
+    assert (again.steps, again.reason) == (straight.steps, straight.reason)
+    entry = RunFolder.open(tmp_path / "run").record().stages[0]
+    assert entry.status == "done" and entry.entered == 2
+
+
+STATEFUL: dict[str, dict[str, Any]] = {
+    "sham": {"scope": "in_bin", "retain_term": "klr"},
+    "gate": {"method": GATED},
+    "moving gate": {"method": {"name": "npo", "until": "holdout_now"}, "steps": 23},
+    "stored": {"master_dtype": "param", "weight_decay": 0.1, "rate": {"name": "cosine", "warmup": 0.3}},
+    "cycle": {"pairing": "cycle", "balance": {"name": "weighted", "alpha": 2.0}, "text_repeats": 2},
+}
+
+
+@pytest.mark.parametrize("case", list(STATEFUL))
+def test_whatever_has_memory_continues_as_if_nothing_had_been(world: World, tmp_path: Path, case: str) -> None:
+    changes = {"batch_size": 4, "holdout_data": world["holdout"], **STATEFUL[case]}
+    if case == "stored":
+        changes["model"] = save_model_folder(make_model("llama"), tmp_path / "bf16", dtype=torch.bfloat16)
+    whole = run(world, tmp_path / "whole", **changes)
+    last = changes.get("steps", 6)
+    for stop_at in (1, last // 2, last):
+        with pytest.raises(KeyboardInterrupt):
+            run(world, tmp_path / "run", progress=Interrupt(stop_at), **changes)
+    again = run(world, tmp_path / "run", **changes)
+    assert weights(again.folder) == weights(whole.folder)
+    assert metrics(again.folder) == metrics(whole.folder)
+
+
+def test_a_changed_input_is_refused_by_name(world: World, straight: ForgetResult, tmp_path: Path) -> None:
+    own = {name: Path(shutil.copy(world[name], tmp_path / f"{name}.jsonl")) for name in ("forget", "retain")}
+    model = shutil.copytree(saved("llama"), tmp_path / "model")
+    given: dict[str, Any] = {"forget_data": own["forget"], "retain_data": own["retain"], "model": model}
+    with pytest.raises(KeyboardInterrupt):
+        run(world, tmp_path / "run", progress=Interrupt(4), **given)
+    for name, file in (("retain_data", own["retain"]), ("forget_data", own["forget"]), ("model", model / "config.json")):
+        before = file.read_text()
+        file.write_text(before.replace('"vocab_size"', ' "vocab_size"') if name == "model" else before.splitlines()[0] + "\n")
+        with pytest.raises(BadInput, match=rf"input '{name}' changed, .* since .*1-forget was begun\. Restore it"):
+            run(world, tmp_path / "run", **given)
+        file.write_text(before)
+    assert weights(run(world, tmp_path / "run", **given).folder) == weights(straight.folder)
+
+
+def test_another_recipe_is_refused_with_what_differs(world: World, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(world, tmp_path / "run", progress=Interrupt(3))
+    with pytest.raises(BadInput, match=r"exists with another recipe \(.*learning_rate: 0\.002 -> 0\.001.*\)"):
+        run(world, tmp_path / "run", learning_rate=1e-3)
+    with pytest.raises(BadInput, match=r"another recipe \(method\.beta: 1\.0 -> 0\.5\)"):
+        run(world, tmp_path / "run", method={"name": "npo", "beta": 0.5})
+
+
+def test_ones_own_method_is_an_input_too(world: World, tmp_path: Path) -> None:
+    source = Path(module.__file__).parent / "forget_terms" / "npo.py"
+    mine = Path(shutil.copy(source, tmp_path / "mine.py"))
+    with pytest.raises(KeyboardInterrupt):
+        run(world, tmp_path / "run", method=str(mine), progress=Interrupt(3))
+    mine.write_text(source.read_text().replace("-(2 / self.beta)", "-(3 / self.beta)"))
+    with pytest.raises(BadInput, match="input 'method_code' changed"):
+        run(world, tmp_path / "run", method=str(mine))
+    mine.write_text(source.read_text())
+    assert run(world, tmp_path / "run", method=str(mine)).steps == 6
+
+
+# --- the sham
+
+
+def test_the_sham_is_bit_equal_on_its_own_grid(world: World, tmp_path: Path) -> None:
+    made = run(world, tmp_path / "run", scope="in_bin", steps=10, learning_rate=2e-2)
+    before, after = load_model(saved("llama")), load_model(made.folder)
+    for name, layer in decoder_linears(after).items():
+        old, new = as_matrix(layer, before.get_submodule(name).weight), as_matrix(layer, layer.weight)
+        assert not torch.equal(old, new) and code_match(old, new, Grid()) == 1.0
+        assert bits(fake_quantize(new, Grid())) == bits(fake_quantize(old, Grid()))
+        assert code_match(old, new, Grid(bits=8)) < 0.9
+
+
+# --- refused before anything is loaded
+
+
+def refused(world: World, out: Path, **changes: Any) -> list[str]:
+    """The faults of a request that must not begin."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(BadInput) as caught:
+        patch.setattr(module, "open_for_training", lambda *_, **__: pytest.fail("a model was loaded"))
+        run(world, out, **changes)
+    assert not out.exists() and caught.value.exit_code == 2
+    return caught.value.problems
+
+
+def test_all_faults_of_all_inputs_come_at_once(world: World, tmp_path: Path) -> None:
+    bad = write_lines(tmp_path / "bad.jsonl", [{"prompt": "Who?"}, {"prompt": 3, "answer": "a"}])
+    problems = refused(
+        world, tmp_path / "run", model=tmp_path / "nowhere", forget_data=bad, retain_data=None,
+        holdout_data=tmp_path / "no.jsonl", method="npoo", balance={"name": "weighted", "alpha": -1},
+        rate="constnat", scope={"name": "in_bin", "bit": 4},
+    )  # fmt: skip
+    starts = [
+        "'npoo' is not a forget term. Did you mean 'npo'?",
+        "balance weighted: weighted needs alpha >= 0, got -1.0",
+        "scope in_bin: unknown key 'bit'. Did you mean 'bits'?",
+        "'constnat' is not a rate. Did you mean 'constant'?",
+        f"MODEL {tmp_path / 'nowhere'}: no such folder.",
+        f"forget set {bad}, line 1: no 'answer' field.",
+        f"forget set {bad}, line 2: field 'prompt' is int, not text",
+        f"holdout set {tmp_path / 'no.jsonl'}: no such file.",
+        "retain term 'gdr' needs a retain set (--retain r.jsonl). To run without one, say --retain-term none",
+    ]
+    assert len(problems) == len(starts)
+    assert all(problem.startswith(start) for problem, start in zip(problems, starts, strict=True)), problems
+
+
+@pytest.mark.parametrize("term", ["gdr", "klr", {"name": "klr"}, KLR()])
+def test_a_retain_term_without_its_set_is_refused(world: World, tmp_path: Path, term: Any) -> None:
+    [problem] = refused(world, tmp_path / "run", retain_data=None, retain_term=term)
+    assert problem.startswith("retain term '") and "needs a retain set (--retain r.jsonl)" in problem
+
+
+@pytest.mark.parametrize("method", [GATED, {"name": "gradient_ascent", "until": "holdout_now"}, NPO(until="holdout")])
+def test_a_gate_without_a_holdout_is_refused_with_the_other_faults(world: World, tmp_path: Path, method: Any) -> None:
+    problems = refused(world, tmp_path / "run", method=method, retain_data=None)
+    assert len(problems) == 2
+    assert problems[1].startswith('until="holdout" needs a holdout set (--holdout h.jsonl)')
+
+
+def test_a_gate_whose_half_of_the_holdout_lacks_a_kind_is_refused(world: World, tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in world["holdout"].read_text().splitlines()]
+    first = split_units(read_records(world["holdout"], role="holdout").units)[0]
+    holdout = write_lines(tmp_path / "h.jsonl", [line for line in lines if "prompt" in line or line["unit"] not in first])
+    [problem] = refused(world, tmp_path / "run", method=GATED, holdout_data=holdout)
+    assert "the forget set holds texts and the gate's half of the holdout set none" in problem
+
+
+def test_a_holdout_that_overlaps_is_refused_with_counts_and_places(world: World, tmp_path: Path) -> None:
+    lines = [world[name].read_text().splitlines()[0] for name in ("holdout", "forget", "retain")]
+    holdout = tmp_path / "h.jsonl"
+    holdout.write_text("\n".join([*lines, lines[1].upper().replace('"PROMPT"', '"prompt"').replace('"ANSWER"', '"answer"')]))
+    problems = refused(world, tmp_path / "run", holdout_data=holdout)
+    assert len(problems) == 2
+    assert problems[0].startswith("holdout and forget overlap: 1 records are equal and 1 more are equal but for case")
+    assert "holdout line 2 = forget line 1" in problems[0]
+    assert problems[1].startswith("holdout and retain overlap: 1 records are equal")
+    assert all("A holdout must never have been trained on" in problem for problem in problems)
+
+
+def test_forget_and_retain_that_overlap_are_warned_about(world: World, tmp_path: Path) -> None:
+    retain = tmp_path / "r.jsonl"
+    retain.write_text(world["retain"].read_text() + world["forget"].read_text().splitlines()[2] + "\n")
+    made = run(world, tmp_path / "run", retain_data=retain, steps=1)
+    [warning] = RunFolder.open(made.folder.parent).record().stages[0].warnings
+    assert warning.startswith("forget and retain overlap: 1 records are equal and 0 more")
+    assert "forget line 3 = retain line" in warning and warning.endswith("take them out of one of the sets")
+
+
+def test_records_that_cannot_be_encoded_are_refused_by_line(world: World, tmp_path: Path) -> None:
+    long = {"prompt": "Who?", "answer": "a very long answer " * 30}
+    bad = write_lines(tmp_path / "f.jsonl", [*QUESTIONS, long])
+    worse = write_lines(tmp_path / "r.jsonl", [long, *QUESTIONS])
+    problems = refused(world, tmp_path / "run", forget_data=bad, retain_data=worse)
+    assert [problem.split(": ")[0] for problem in problems] == ["forget set, line 3", "retain set, line 1"]
+    assert "and the context window 128. Shorten the answer" in problems[0]
+
+
+def test_texts_that_were_cut_are_recorded(world: World, tmp_path: Path) -> None:
+    data = write_lines(tmp_path / "f.jsonl", [*QUESTIONS, {"text": "once upon a time " * 60}])
+    made = run(world, tmp_path / "run", forget_data=data, steps=1)
+    warnings = RunFolder.open(made.folder.parent).record().stages[0].warnings
+    assert any("forget set: 1 of 3 records are longer than the context window" in warning for warning in warnings)
+    assert any("forget set: no 'unit' field" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"learning_rate": 0}, "forget: learning_rate must be > 0, got 0.0"),
+        ({"clip": -1}, "forget: clip must be > 0 or null, got -1.0"),
+        ({"batch_size": 0}, "forget: batch_size must be > 0, got 0"),
+        ({"micro_batch_size": 0}, "forget: micro_batch_size must be > 0, got 0"),
+        ({"steps": 0}, "forget: steps must be > 0, got 0"),
+        ({"epochs": 0}, "forget: epochs must be > 0, got 0.0"),
+        ({"text_repeats": 0}, "forget: text_repeats must be >= 1, got 0"),
+        ({"stop": {"utility": 2}}, "forget.stop: stop.utility must be between 0 and 1, got 2.0"),
+        ({"stop": {"evry": 2}}, "forget.stop: unknown key 'evry'. Did you mean 'every'?"),
+        ({"save_dtype": "int8"}, "forget.save_dtype: 'int8' is not one of 'original', 'float32', 'bfloat16', 'float16'"),
+        ({"pairing": "pairs"}, "forget.pairing: 'pairs' is not one of 'random', 'cycle'"),
+        ({"template": "chat"}, "template 'chat' was asked for, and the tokenizer has no chat template"),
+        ({"template": "Q:"}, "template 'Q:' is not one of auto, plain, chat"),
+        ({"device": "tpu"}, "device 'tpu' is not one of auto, cpu, cuda"),
+        ({"preset": "npo-gd"}, "'npo-gd' is not a preset. Did you mean 'npo-gdr'?"),
+        ({"lerning_rate": 1}, "forget: unknown key 'lerning_rate'. Did you mean 'learning_rate'?"),
+        ({"retain_term": NPO()}, "retain_term: NPO is a forget_term, not a retain_term"),
+    ],
+)
+def test_impossible_settings_are_refused(world: World, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    [problem] = refused(world, tmp_path / "run", **changes)
+    assert problem.startswith(words)
+
+
+# --- ends that are not good
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"learning_rate": 1e-5, "steps": 1}, r"only \d+% still differ from the original once they are stored as bfloat16"),
+        ({"learning_rate": 1e-12, "steps": 1, "master_dtype": "param"}, "no weight has moved, so there is nothing to save"),
+    ],
+)
+def test_a_change_too_small_for_the_file_is_an_error(world: World, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    model = save_model_folder(make_model("llama"), tmp_path / "model", dtype=torch.bfloat16)
+    with pytest.raises(CannotFinish, match=words):
+        run(world, tmp_path / "run", model=model, **changes)
+    assert not (tmp_path / "run/1-forget").exists()
+    assert RunFolder.open(tmp_path / "run").record().stages[0].status == "failed"
+
+
+def test_a_broken_number_stops_the_run_and_the_checkpoint_stands(
+    world: World, straight: ForgetResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, calls = objective.take, []
+
+    def broken(parameters: Any) -> list[torch.Tensor]:
+        calls.append(1)
+        found = take(parameters)
+        if len(calls) == 4:
+            found[2][0, 0] = float("nan")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(objective, "take", broken)
+        with pytest.raises(CannotFinish, match=r"step 4: .*\(first such gradient: model\.layers\.0\."):
+            run(world, tmp_path / "run")
+    assert weights(run(world, tmp_path / "run").folder) == weights(straight.folder)
