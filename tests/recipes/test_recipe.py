@@ -14,7 +14,7 @@ from tests.toys import llama, tokenizer, write_lines
 import letheon
 from letheon.errors import BadInput, CannotFinish
 from letheon.recipes import verbs
-from letheon.recipes.recipe import Recipe, RunResult, Step, dump_recipe, faults, load_recipe, run
+from letheon.recipes.recipe import Recipe, Step, dump_recipe, faults, load_recipe, run
 from letheon.runs.progress import Progress
 from letheon.unlearning.forget_terms.npo import NPO
 
@@ -112,6 +112,7 @@ def test_methods_and_paths_made_in_python_are_written_as_yaml(here: Path) -> Non
             "outt: x\nsteps: [{quantize: {model: m}}]",
             "unknown key 'outt'. Did you mean 'out'? A recipe has 'out' and 'steps'",
         ),
+        ("stages: [{verb: forget}]", "chain.yaml: says what a run did, with every setting resolved"),
         ("out: x", "chain.yaml: no steps. Give a list"),
         ("steps: []", "chain.yaml: no steps. Give a list"),
         ("out: 2024-01-01\nsteps: [{quantize: {model: m}}]", "out: datetime.date(2024, 1, 1) is not a path"),
@@ -181,8 +182,20 @@ def test_all_faults_of_all_steps_come_at_once(here: Path) -> None:
 # --- code
 
 
-MINE = '"""Mine.\n\nSource: me.  Checked against: nothing.\n"""\nfrom dataclasses import dataclass\nfrom pathlib import Path\n\nPath("ran").touch()\n\n\n'
-MINE += "@dataclass(frozen=True)\nclass Mine:\n    floor: float = 0.0\n"
+MINE = '''"""Mine.
+
+Source: me.  Checked against: nothing.
+"""
+from dataclasses import dataclass
+from pathlib import Path
+
+Path("ran").touch()
+
+
+@dataclass(frozen=True)
+class Mine:
+    floor: float = 0.0
+'''
 
 
 @pytest.mark.parametrize("spec", ["./mine.py", "{name: ./mine.py, floor: 1}"])
@@ -279,7 +292,7 @@ def test_a_recipe_made_in_python_runs(here: Path, told: Verbs) -> None:
     recipe = Recipe((Step("quantize", {"model": "m"}),), Path("o"))
     result = run(recipe, out="p", progress=QUIET)
     assert told.told == [("quantize", {"model": "m", "out": Path("p")})]
-    assert isinstance(result, RunResult) and result.verdict is None
+    assert result.verdict is None
     with pytest.raises(BadInput, match="step 1, quantize: unknown key 'bits'"):
         run(Recipe((Step("quantize", {"model": "m", "bits": 4}),), Path("o")), progress=QUIET)
 

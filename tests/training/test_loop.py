@@ -161,6 +161,16 @@ def targets(step: int) -> list[Tensor]:
     return [torch.randn(p.shape, generator=generator) for p in Toy().moving.values()]
 
 
+def test_a_run_with_one_loss_shows_it() -> None:
+    shown: list[str] = []
+
+    def gradient(model: Any, parts: Parts) -> Gradients:
+        return Gradients([torch.ones_like(p) for p in model.moving.values()], {"loss": 2.5})
+
+    run_loop(loop(Toy(), gradient, steps=1, progress=lambda done, total, words: shown.append(words)))  # type: ignore[arg-type]
+    assert shown == ["loss 2.500"]
+
+
 # --- stop and resume
 
 
@@ -248,7 +258,7 @@ def test_a_run_that_had_decided_to_stop_makes_no_step_more() -> None:
     # Killed while the model was being saved: the last checkpoint holds the decision.
     store, first = Memory(), Toy()
     wanted = run_loop(loop(first, Quadratic(), look=stop_look(first), checkpoints=store))
-    again, gradient = Toy(), Quadratic(fail_at=6)
+    again, gradient = Toy(), Quadratic()
     result = run_loop(loop(again, gradient, look=stop_look(again), checkpoints=store))
     assert gradient.seen == [] and weights(again) == weights(first)
     assert (result.steps, result.reason) == (wanted.steps, wanted.reason)

@@ -1,17 +1,19 @@
 """The sets of questions and texts an audit asks about, cut to a protocol's limits and encoded once.
 
-Limits keep every unit: items are taken in turn from all units, by position, so that the same files give the same sample.
+Limits keep every unit while they can: items are taken in turn from all units, by position, so that the same files give
+the same sample.
 
 Source: this project.  Checked against: limits by hand; held-out wordings are never among the trained ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from letheon.data.encode import Encoder, Example
-from letheon.data.records import DataFile, Record
+from letheon.data.records import MAX_SHOWN, DataFile, Record
+from letheon.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,13 @@ _EMPTY = Asked("", (), (), (), (), ())
 
 
 def make_sets(
-    data: dict[str, DataFile], *, encoder: Encoder, limits: dict[str, int], only_units: dict[str, set[str]]
+    data: Mapping[str, DataFile],
+    *,
+    encoder: Encoder,
+    limits: Mapping[str, int],
+    only_units: Mapping[str, set[str]],
 ) -> AskedSets:
-    """Questions, held-out wordings and texts of every role.
+    """Questions, held-out wordings and texts of every role. Raises BadInput with all that cannot be encoded.
 
     Args:
         data: role ("forget", "retain", "holdout", "general") -> file.
@@ -55,21 +61,28 @@ def make_sets(
         only_units: role -> the units that may be asked about; all when a role is absent.
     """
     sets: dict[str, Asked] = {}
+    problems: list[str] = []
     for role, file in data.items():
         allowed = only_units.get(role)
         records = [record for record in file.records if allowed is None or record.unit in allowed]
-        limit = limits.get(role, 400)
-        questions = [(f"{role}/{record.line}", record, record.prompt) for record in records if record.is_question]
-        held_out = [
-            (f"{role}/{record.line}/paraphrase {number}", record, prompt)
-            for record in records
-            if record.is_question
-            for number, prompt in enumerate(record.paraphrase, start=1)
-        ]
-        texts = [(f"{role}/{record.line}", record, "") for record in records if not record.is_question]
-        for kind, items in (("questions", questions), ("held_out", held_out), ("texts", texts)):
+        asked = {
+            "questions": [(f"{role}/{record.line}", record, record.prompt) for record in records if record.is_question],
+            "held_out": [
+                (f"{role}/{record.line}/paraphrase {number}", record, prompt)
+                for record in records
+                if record.is_question
+                for number, prompt in enumerate(record.paraphrase, start=1)
+            ],
+            "texts": [(f"{role}/{record.line}", record, "") for record in records if not record.is_question],
+        }
+        for kind, items in asked.items():
             name = f"{role}_{kind}"
-            sets[name] = _encoded(name, _limited(items, limit), encoder)
+            sets[name], faults = _encoded(name, _limited(items, limits.get(role, 400)), encoder)
+            problems += [f"{role} set {file.path}, {fault}" for fault in faults]
+    if problems:
+        problems = list(dict.fromkeys(problems))
+        hidden = len(problems) - MAX_SHOWN
+        raise BadInput(problems[:MAX_SHOWN] + ([f"and {hidden} more"] if hidden > 0 else []))
     return AskedSets(sets)
 
 
@@ -86,38 +99,54 @@ def questions_about(name: str, items: Sequence[tuple[str, str, str, str]], encod
 
 
 def _limited(items: list[tuple[str, Record, str]], limit: int) -> list[tuple[str, Record, str]]:
-    """At most `limit` items: first one of each unit, then a second, ...; spread over each unit's items."""
+    """At most `limit` items: one of each unit, then a second, ...; spread over each unit's items.
+
+    Of the last turn, which is not whole, items are taken at even distances. So with more units than items, units are.
+    """
     if len(items) <= limit:
         return items
     by_unit: dict[str, list[int]] = {}
     for position, (_, record, _) in enumerate(items):
         by_unit.setdefault(record.unit, []).append(position)
     share = limit / len(items)
-    turns = sorted(
-        (rank_in_unit, position)
-        for positions in by_unit.values()
-        for rank_in_unit, position in _spread(positions, share)
-    )
-    return [items[position] for position in sorted(position for _, position in turns[:limit])]
+    turns: dict[int, list[int]] = {}
+    for positions in by_unit.values():
+        for turn, position in enumerate(_spread(positions, share)):
+            turns.setdefault(turn, []).append(position)
+    chosen: list[int] = []
+    for turn in sorted(turns):
+        chosen += _evenly(sorted(turns[turn]), limit - len(chosen))
+    return [items[position] for position in sorted(chosen)]
 
 
-def _spread(positions: list[int], share: float) -> list[tuple[int, int]]:
-    """Positions of one unit with the turn in which each is taken: evenly spaced ones first."""
-    wanted = max(1, round(share * len(positions)))
-    first = [positions[int(k * len(positions) / wanted)] for k in range(wanted)]
-    rest = [position for position in positions if position not in first]
-    return list(enumerate([*first, *rest]))
+def _spread(positions: list[int], share: float) -> list[int]:
+    """Positions of one unit in the order in which they are taken: evenly spaced ones first."""
+    first = _evenly(positions, max(1, round(share * len(positions))))
+    taken = set(first)
+    return [*first, *(position for position in positions if position not in taken)]
 
 
-def _encoded(name: str, items: list[tuple[str, Record, str]], encoder: Encoder) -> Asked:
-    return Asked(
+def _evenly(positions: list[int], count: int) -> list[int]:
+    """At most `count` of the positions, at even distances."""
+    count = min(count, len(positions))
+    return [positions[k * len(positions) // count] for k in range(count)]
+
+
+def _encoded(name: str, items: list[tuple[str, Record, str]], encoder: Encoder) -> tuple[Asked, list[str]]:
+    """The set, and a fault for each item that cannot be encoded."""
+    examples: list[Example] = []
+    faults: list[str] = []
+    for _, record, prompt in items:
+        try:
+            examples.append(encoder.question(prompt, record.answer) if record.is_question else encoder.encode(record))
+        except BadInput as error:
+            faults += [f"line {record.line}: {problem}" for problem in error.problems]
+    asked = Asked(
         name,
         tuple(item for item, _, _ in items),
         tuple(record.unit for _, record, _ in items),
         tuple(prompt for _, _, prompt in items),
         tuple(record.answer or record.text for _, record, _ in items),
-        tuple(
-            encoder.question(prompt, record.answer) if record.is_question else encoder.encode(record)
-            for _, record, prompt in items
-        ),
+        tuple(examples),
     )
+    return asked, faults

@@ -11,39 +11,42 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from letheon.audits.asked import AskedSets, make_sets, questions_about
-from letheon.audits.columns import Column, Scores
-from letheon.audits.control import Control, choose_control, lookalike_questions
+from letheon.audits.codes import code_figures
+from letheon.audits.columns import Scores
 from letheon.audits.matrix import Sources, make_cells, required_cells, utility_rows
+from letheon.audits.plan import SHIPPED, Plan, make_plan, not_applicable
 from letheon.audits.protocol import Protocol, read_protocol
+from letheon.audits.samples import CONDITIONS as SAMPLED
+from letheon.audits.samples import said
 from letheon.audits.scorer import Scorer
 from letheon.audits.stored import Rows, to_plain
-from letheon.audits.tables import Asker, Plan
+from letheon.audits.tables import Asker
 from letheon.audits.verdict import Verdict, decide
 from letheon.audits.verdict_file import write_verdict
 from letheon.data.encode import Encoder
 from letheon.data.overlap import overlap
 from letheon.data.records import DataFile, read_records
 from letheon.errors import BadInput, NotMeasured, require
-from letheon.methods import build, load
-from letheon.models import ModelFolder, inspect_model, load_tokenizer, pick_device
+from letheon.models import ModelFolder, inspect_model, load_model, load_tokenizer, pick_device
 from letheon.numerics.scores import privleak
-from letheon.runs.folder import sha256_file, sha256_folder, write_json, write_text
+from letheon.runs.environment import describe_environment
+from letheon.runs.folder import sha256_file, sha256_folder, write_text
 from letheon.runs.progress import Progress
 from letheon.runs.record import RunFolder, made_by
 from letheon.runs.signing import item_key, keyed_hash
 from letheon.settings import fill
+from letheon.training.losses import Body
 from letheon.training.prepare import collect, environment
 
 SCHEMA = "letheon.audit/1"
 ROLES = ("forget", "retain", "holdout", "general")
 MODELS = ("model", "original", "reference", "shipped")
-SAMPLED = ("as_is", "int4_row")
-"""Conditions whose generated answers are kept in items.jsonl."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +121,6 @@ def audit(model: Path | str, *, progress: Progress | None = None, **settings: An
     """
     progress = progress or Progress()
     request = check_request({"model": model, **settings})
-    for warning in request.warnings:
-        progress.say(f"warning: {warning}")
     wanted = request.wanted
     inputs = {name: getattr(wanted, name) for name in MODELS} | {
         f"{role}_data": getattr(wanted, f"{role}_data") for role in ROLES
@@ -133,13 +134,20 @@ def audit(model: Path | str, *, progress: Progress | None = None, **settings: An
         "columns": wanted.columns,
     }
     run = RunFolder.open(request.run, environment=environment(request.device), allow_changed_machine=True)
+    # What cannot be asked is refused before the stage begins: a stage that has begun takes no other settings.
+    prepared = None if _is_done(run) else _prepare(request)
+    warnings = [*request.warnings, *(prepared[1].warnings if prepared else [])]
+    for warning in warnings:
+        progress.say(f"warning: {warning}")
     with run.stage("audit", kept, inputs, None) as stage:
         if not stage.is_done:
-            for warning in request.warnings:
+            for warning in warnings:
                 stage.warn(warning)
-            found, items = _measure(request, kept, progress)
-            write_json(run.path / "audit.json", found)
-            write_text(run.path / "items.jsonl", "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items))
+            encoder, plan = prepared or _prepare(request)
+            found, items = _measure(request, encoder, plan, kept, progress)
+            write_text(run.path / "audit.json", _json(found))
+            lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in items)
+            write_text(run.path / "items.jsonl", "".join(lines))
             stage.produced(run.path / "audit.json")
             stage.produced(run.path / "items.jsonl", may_be_purged=True)
     found = json.loads((run.path / "audit.json").read_text(encoding="utf-8"))
@@ -151,27 +159,20 @@ def audit(model: Path | str, *, progress: Progress | None = None, **settings: An
 def check_request(values: Mapping[str, Any]) -> Request:
     """Settings with what the forget run knows, every folder and file checked. Raises BadInput with all faults."""
     wanted, run, gate_units = _with_record(fill(AuditSettings, values, where="audit"))
-    if wanted.original is None or wanted.forget_data is None:
-        missing = [
-            name for name, value in (("--original", wanted.original), ("--forget", wanted.forget_data)) if value is None
-        ]
-        raise BadInput(
-            f"MODEL {wanted.model} was not made by a run of letheon forget, so {' and '.join(missing)} must be given"
-        )
-    require(
-        wanted.resamples is None or wanted.resamples >= 1000, f"resamples must be at least 1000, got {wanted.resamples}"
-    )
     paths = {name: getattr(wanted, name) for name in MODELS if getattr(wanted, name) is not None}
     files = {role: getattr(wanted, f"{role}_data") for role in ROLES if getattr(wanted, f"{role}_data") is not None}
-    spelled = {"model": "MODEL", "original": "original", "reference": "reference", "shipped": "shipped"}
-    *found, protocol, device = collect(
-        *(lambda name=name, path=path: inspect_model(path, role=spelled[name]) for name, path in paths.items()),  # type: ignore[misc]
-        *(
-            lambda role=role, path=path: read_records(path, role=role, columns=wanted.columns)
-            for role, path in files.items()
-        ),  # type: ignore[misc]
+    columns = wanted.columns
+
+    def inspected(name: str) -> ModelFolder:
+        return inspect_model(paths[name], role="MODEL" if name == "model" else name)
+
+    *found, protocol, device, _, _ = collect(
+        *(partial(inspected, name) for name in paths),
+        *(partial(read_records, path, role=role, columns=columns) for role, path in files.items()),
         lambda: read_protocol(wanted.protocol),
         lambda: pick_device(wanted.device),
+        lambda: _check_numbers(wanted),
+        lambda: _check_given(wanted),
     )
     folders: dict[str, ModelFolder] = dict(zip(paths, found[: len(paths)], strict=True))
     data: dict[str, DataFile] = dict(zip(files, found[len(paths) :], strict=True))
@@ -184,42 +185,60 @@ def check_request(values: Mapping[str, Any]) -> Request:
     return Request(wanted, folders, data, protocol, device, frozenset(gate_units), run, tuple(warnings))
 
 
+def _check_numbers(wanted: AuditSettings) -> None:
+    require(wanted.seed >= 0, f"seed must be 0 or more, got {wanted.seed}")
+    require(
+        wanted.resamples is None or wanted.resamples >= 1000, f"resamples must be at least 1000, got {wanted.resamples}"
+    )
+
+
+def _check_given(wanted: AuditSettings) -> None:
+    given = {"--original DIR": wanted.original, "--forget FILE": wanted.forget_data}
+    missing = [name for name, value in given.items() if value is None]
+    if missing:
+        raise BadInput(
+            f"MODEL {wanted.model} was not made by a run of letheon forget, so {' and '.join(missing)} must be given"
+        )
+
+
 def _with_record(wanted: AuditSettings) -> tuple[AuditSettings, Path, list[str]]:
     """What is not given is read from the run that made the model; also the run's folder and the gate's units."""
-    import dataclasses
-
     made = made_by(wanted.model)
     default = Path("runs") / f"{wanted.model.resolve().name}-audit"
     if made is None:
         return wanted, wanted.out or default, []
+    out = wanted.out or made[0].path
+    while made is not None and made[1].verb == "quantize":  # a rounded model is about the request of the one it rounds
+        source = made[0].input_path(made[1], "model")
+        made = None if source is None else made_by(source)
+    if made is None or made[1].verb != "forget":
+        return wanted, out, []
     run, entry = made
-    known: dict[str, Any] = {}
-    if entry.verb == "forget":
-        for name in ("forget_data", "retain_data", "holdout_data"):
-            known[name] = run.input_path(entry, name)
-        known["original"] = run.input_path(entry, "model")
-        known["template"], known["columns"] = entry.settings["template"], entry.settings["columns"]
-    defaults = {spec.name: spec.default for spec in dataclasses.fields(AuditSettings)}
+    known: dict[str, Any] = {
+        name: run.input_path(entry, name) for name in ("forget_data", "retain_data", "holdout_data")
+    }
+    known["original"] = run.input_path(entry, "model")
+    known["template"], known["columns"] = entry.settings["template"], entry.settings["columns"]
+    default_template = AuditSettings(model=wanted.model).template
     filled = {
         name: value
         for name, value in known.items()
-        if getattr(wanted, name) in (None, {}) or (name == "template" and wanted.template == defaults["template"])
+        if getattr(wanted, name) in (None, {}) or (name == "template" and wanted.template == default_template)
     }
-    gate_units = entry.notes.get("gate_units", []) if entry.verb == "forget" else []
-    return dataclasses.replace(wanted, **filled), wanted.out or run.path, list(gate_units)
+    return replace(wanted, **filled), out, list(entry.notes.get("gate_units", []))
 
 
 def _compare(data: Mapping[str, DataFile]) -> list[str]:
     """A holdout that overlaps is refused; forget and retain that overlap are told."""
     warnings: list[str] = []
-    if "holdout" in data:
-        for role in ("forget", "retain"):
-            if role in data and (shared := overlap(data["holdout"], data[role])):
-                raise BadInput(
-                    f"{shared.sentence}. A holdout must never have been trained on: take these records out of it"
-                )
-    if "retain" in data and (shared := overlap(data["forget"], data["retain"])):
-        warnings.append(shared.sentence)
+    shared = [
+        overlap(data["holdout"], data[role]) for role in ("forget", "retain") if role in data and "holdout" in data
+    ]
+    if any(shared):
+        remedy = "A holdout must never have been trained on: take these records out of it"
+        raise BadInput([f"{found.sentence}. {remedy}" for found in shared if found])
+    if "retain" in data and (found := overlap(data["forget"], data["retain"])):
+        warnings.append(found.sentence)
     if data["forget"].unit_is_line:
         warnings.append(
             "forget set: no 'unit' field, so each line counts as its own unit and the intervals may be too narrow"
@@ -227,18 +246,46 @@ def _compare(data: Mapping[str, DataFile]) -> list[str]:
     return warnings
 
 
+def _is_done(run: RunFolder) -> bool:
+    return any(entry.verb == "audit" and entry.status == "done" for entry in run.record().stages)
+
+
+def _prepare(request: Request) -> tuple[Encoder, Plan]:
+    """Everything that may be asked, as tokens. Raises BadInput: what cannot be encoded, or not for all models alike."""
+    wanted, folders = request.wanted, request.folders
+    encoder = Encoder(load_tokenizer(wanted.model), max_length=folders["model"].window, template=wanted.template)
+    collect(*(partial(_check_tokenizer, encoder, folders["model"], name, folder) for name, folder in folders.items()))
+    plan = make_plan(
+        request.protocol,
+        request.data,
+        encoder=encoder,
+        has_reference="reference" in folders,
+        shipped=folders[SHIPPED].path if SHIPPED in folders else None,
+        gate_units=request.gate_units,
+        seed=wanted.seed,
+    )
+    return encoder, plan
+
+
+def _check_tokenizer(encoder: Encoder, mine: ModelFolder, name: str, folder: ModelFolder) -> None:
+    """All models are asked the same tokens, so these must mean the same to all."""
+    files = [place.path / "tokenizer.json" for place in (mine, folder)]
+    if all(file.is_file() for file in files) and sha256_file(files[0]) == sha256_file(files[1]):
+        return
+    if load_tokenizer(folder.path).get_vocab() != encoder.tokenizer.get_vocab():
+        raise BadInput(
+            f"{name} {folder.path}: its tokenizer has another vocabulary than that of MODEL {mine.path}. "
+            f"Give {name} of the same family"
+        )
+
+
 def _measure(
-    request: Request, kept: Mapping[str, Any], progress: Progress
+    request: Request, encoder: Encoder, plan: Plan, kept: Mapping[str, Any], progress: Progress
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """All tables, the cells, the verdict: audit.json as a dictionary, and the raw items."""
-    wanted, protocol = request.wanted, request.protocol
-    encoder = Encoder(
-        load_tokenizer(wanted.model), max_length=request.folders["model"].window, template=wanted.template
-    )
-    sets, control = _sets_and_control(request, encoder)
-    plan = _plan(request, sets, control)
+    wanted, protocol, folders, control = request.wanted, request.protocol, request.folders, plan.control
     as_is = {"as_is": plan.conditions["as_is"]}
-    reference_conditions = {name: condition for name, condition in plan.conditions.items() if name != "shipped"}
+    reference_conditions = {name: condition for name, condition in plan.conditions.items() if name != SHIPPED}
     total = len(plan.conditions) + 1 + (len(reference_conditions) if control.kind == "reference" else 0)
     done = 0
 
@@ -247,37 +294,44 @@ def _measure(
         done += 1
         progress.step(done, total, text)
 
-    asker = Asker(plan, encoder, request.device, _cache_environment(request), advance)
+    hashed = partial(keyed_hash, key=item_key(request.run))
+    items: list[dict[str, Any]] = []
+
+    def sample(condition: str, scorer: Scorer, role: str = "subject") -> None:
+        if condition in SAMPLED:
+            with suppress(NotMeasured):
+                items.extend(said(plan.sets, scorer, role=role, condition=condition, hashed=hashed))
+
+    asker = Asker(plan, encoder, request.device, describe_environment(environment(request.device)), advance)
     progress.say(f"audit: {wanted.model}, protocol {protocol.name}, control: {control.sentence}")
     progress.start()
-    role = {"reference": "", "holdout": "holdout", "lookalike": "lookalike"}[control.kind]
-    subject, own_control, scorer = asker.table(request.folders["model"], plan.conditions, self_control=role)
-    original = asker.cached_table(request.folders["original"], as_is)
-    controls = own_control
+    original_model = load_model(folders["original"].path, device=request.device)
+    sample("as_is", Scorer(original_model, Body(original_model), encoder, request.device), role="original")
+    del original_model
+    role = "" if control.kind == "reference" else control.kind
+    subject, controls, scorer = asker.table(folders["model"], plan.conditions, self_control=role, meanwhile=sample)
+    original = asker.cached_table(folders["original"], as_is)
     if control.kind == "reference":
-        controls = asker.cached_table(request.folders["reference"], reference_conditions, utility_at=("as_is",))
-        if "shipped" in plan.conditions:
-            controls["shipped"] = controls["as_is"]
-    is_paired = control.kind == "reference" or (control.kind == "lookalike" and _same_units(sets))
+        controls = asker.cached_table(folders["reference"], reference_conditions, utility_at=("as_is",))
+        if SHIPPED in plan.conditions:
+            controls[SHIPPED] = controls["as_is"]
+    is_paired = control.kind != "holdout"
     sources = Sources(subject, controls, original, is_paired)
-    not_applicable = _not_applicable(request, plan)
+    absent = not_applicable(plan, request.data["forget"])
     seed, resamples = wanted.seed, int(kept["resamples"])
-    cells = make_cells(sources, plan.columns, protocol, not_applicable, seed=seed, resamples=resamples)
+    cells = make_cells(sources, plan.columns, protocol, absent, seed=seed, resamples=resamples)
     utility = utility_rows(subject, original, plan.columns, protocol, seed=seed, resamples=resamples)
-    name = (
-        protocol.name
-        if resamples == protocol.resamples
-        else f"{protocol.name} (with {resamples} resamples, for trying out)"
-    )
-    verdict = decide(cells, utility, protocol=name, control=control.sentence)
-    key = item_key(request.run)
+    verdict = decide(cells, utility, protocol=protocol.said(resamples), control=control.sentence)
+    grids = {at: condition.grid for at, condition in plan.conditions.items() if hasattr(condition, "grid")}
+    figures = code_figures(scorer.model, folders["original"], folders["model"], grids)
+    none = {"code_match": None, "shift_in_steps": None}
     found = {
         "schema": SCHEMA,
         "protocol": {
             "name": protocol.name,
             "sha256": protocol.sha256,
             "level": protocol.level,
-            "m": required_cells(protocol, plan.columns, not_applicable),
+            "m": required_cells(protocol, plan.columns, absent),
             "required": [
                 {"condition": at, "column": column, "margin": rule.margin, "side": rule.side}
                 for (at, column), rule in protocol.cells.items()
@@ -288,135 +342,31 @@ def _measure(
         },
         "models": {
             ("subject" if model == "model" else model): {"path": str(folder.path), "sha256": sha256_folder(folder.path)}
-            for model, folder in request.folders.items()
+            for model, folder in folders.items()
         },
         "control": {"kind": control.kind, "sentence": control.sentence, "is_paired": is_paired},
         "data": {role: _data_note(file) for role, file in request.data.items()},
         "settings": dict(kept),
         "columns": {column: vars(kind) for column, kind in plan.columns.items()},
         "conditions": {
-            at: _condition_note(request, at, condition, scorer) for at, condition in plan.conditions.items()
+            at: {"provenance": condition.provenance, **figures.get(at, none)}
+            for at, condition in plan.conditions.items()
         },
-        "privleak": _privleak(subject, controls, control),
+        "privleak": _privleak(subject, controls, control.kind == "reference"),
         "not_applicable": [
-            {"condition": at, "column": column, "reason": reason} for (at, column), reason in not_applicable.items()
+            {"condition": at, "column": column, "reason": reason} for (at, column), reason in absent.items()
         ],
-        **to_plain({"subject": subject, "control": controls, "original": original}, lambda name: keyed_hash(name, key)),
+        **to_plain({"subject": subject, "control": controls, "original": original}, hashed),
         "cells": cells,
         "utility": utility,
         "verdict": {"word": verdict.word, "reasons": list(verdict.reasons), "scope": verdict.scope},
     }
-    return found, _items(request, asker, scorer, key)
+    return found, items
 
 
-def _cache_environment(request: Request) -> dict[str, Any]:
-    from letheon.runs.environment import describe_environment
-
-    return describe_environment(environment(request.device))
-
-
-def _sets_and_control(request: Request, encoder: Encoder) -> tuple[AskedSets, Control]:
-    """Everything that may be asked, and which control there is."""
-    data = request.data
-    allowed: dict[str, set[str]] = {}
-    if "holdout" in data:
-        allowed["holdout"] = {unit for unit in data["holdout"].units if unit not in request.gate_units}
-    sets = make_sets(data, encoder=encoder, limits=dict(request.protocol.limits), only_units=allowed)
-    has_reference = "reference" in request.folders
-    holdout_units = len(allowed.get("holdout", set()))
-    invented: list[tuple[str, str, str, str]] = []
-    if not has_reference and holdout_units < 3:
-        others = [file for role, file in data.items() if role != "forget"]
-        invented = lookalike_questions(data["forget"], others, seed=request.wanted.seed)
-        sets.sets["lookalike_questions"] = questions_about("lookalike_questions", invented, encoder)
-        sets.sets["lookalike_held_out"] = questions_about("lookalike_held_out", invented, encoder)
-    return sets, choose_control(has_reference=has_reference, holdout_units=holdout_units, lookalikes=len(invented))
-
-
-def _plan(request: Request, sets: AskedSets, control: Control) -> Plan:
-    protocol = request.protocol
-    probes = [build("probe", name) for name in protocol.probes]
-    columns: dict[str, Column] = {}
-    probe_of: dict[str, Any] = {}
-    for probe in probes:
-        columns.update(probe.columns)
-        probe_of.update(dict.fromkeys(probe.columns, probe))
-    conditions: dict[str, Any] = {}
-    for name, spec in protocol.conditions.items():
-        if name == "shipped":
-            if "shipped" in request.folders:
-                conditions[name] = load("condition", "shipped")(path=request.folders["shipped"].path)
-            continue
-        conditions[name] = build("condition", spec)
-    return Plan(
-        sets=sets,
-        columns=columns,
-        probe_of=probe_of,
-        conditions=conditions,
-        generated={column: set(protocol.generated.conditions) for column in protocol.generated.columns},
-        strangers="lookalike" if control.kind == "lookalike" else "holdout",
-    )
-
-
-def _same_units(sets: AskedSets) -> bool:
-    return list(dict.fromkeys(sets["lookalike_questions"].units)) == list(dict.fromkeys(sets["forget_questions"].units))
-
-
-def _not_applicable(request: Request, plan: Plan) -> dict[tuple[str, str], str]:
-    """Cells that these data, or this protocol, do not have."""
-    found: dict[tuple[str, str], str] = {}
-    conditions = [*plan.conditions, *(["shipped"] if "shipped" not in plan.conditions else [])]
-    kinds = {"questions": request.data["forget"].questions, "texts": request.data["forget"].texts}
-    for name, column in plan.columns.items():
-        for condition in conditions:
-            if condition not in plan.conditions:
-                found[condition, name] = "the audited file is the one that ships"
-            elif column.about != "utility" and not kinds[column.asked_of]:
-                found[condition, name] = f"the forget set holds no {column.asked_of}"
-            elif name == "forget_accuracy_held_out" and not len(plan.sets["forget_held_out"]):
-                found[condition, name] = "the forget set has no paraphrases"
-            elif not plan.is_made(name, condition):
-                found[condition, name] = "needs generation, which this protocol does under other conditions only"
-    return found
-
-
-def _condition_note(request: Request, name: str, condition: Any, scorer: Scorer) -> dict[str, Any]:
-    """What was done, and for a grid: how many codes differ from the original's, and how far weights moved in steps."""
-    note: dict[str, Any] = {"provenance": condition.provenance, "code_match": None, "shift_in_steps": None}
-    grid = getattr(condition, "grid", None)
-    if grid is not None:
-        note.update(_code_figures(request, scorer, grid))
-    return note
-
-
-def _code_figures(request: Request, scorer: Scorer, grid: Any) -> dict[str, Any]:
-    from letheon.audits.conditions.quantized import stored_name
-    from letheon.models import as_matrix, decoder_linears, read_tensor
-    from letheon.numerics.grids import code_match, shift_in_steps
-
-    original, subject = request.folders["original"], request.folders["model"]
-    equal = moved = 0.0
-    total = 0
-    has_step = True
-    try:
-        for name, module in decoder_linears(scorer.model).items():
-            before, after = (
-                as_matrix(module, read_tensor(folder, stored_name(folder, f"{name}.weight")).float()).contiguous()
-                for folder in (original, subject)
-            )
-            equal += code_match(before, after, grid) * before.numel()
-            shift = shift_in_steps(before, after, grid)
-            has_step = has_step and shift is not None
-            moved += (shift or 0.0) * before.numel()
-            total += before.numel()
-    except (BadInput, NotMeasured, StopIteration, KeyError):
-        return {}
-    return {"code_match": equal / total, "shift_in_steps": moved / total if has_step else None}
-
-
-def _privleak(subject: Rows, controls: Rows, control: Control) -> dict[str, Any]:
+def _privleak(subject: Rows, controls: Rows, has_reference: bool) -> dict[str, Any]:
     """MUSE's PrivLeak as is; only with a retrained reference."""
-    if control.kind != "reference":
+    if not has_reference:
         return {"value": None, "reason": "needs a retrained reference (--reference)"}
     mine, theirs = subject["as_is"]["membership_texts"], controls["as_is"]["membership_texts"]
     if not isinstance(mine, Scores) or not isinstance(theirs, Scores):
@@ -438,54 +388,15 @@ def _data_note(file: DataFile) -> dict[str, Any]:
     }
 
 
-def _items(request: Request, asker: Asker, scorer: Scorer, key: bytes) -> list[dict[str, Any]]:
-    """Raw prompts and answers of forget and retain questions, as is and at int4: before (original) and after (subject)."""
-    from letheon.models import load_model
-    from letheon.training.losses import Body
+def _json(found: Mapping[str, Any]) -> str:
+    """One line a section, and a line a cell: megabytes of scores indented number by number take seconds to write."""
 
-    items: list[dict[str, Any]] = []
-    original = load_model(request.folders["original"].path, device=request.device)
-    scorers = {
-        "original": (Scorer(original, Body(original), asker.encoder, request.device), "original"),
-        "subject": (scorer, "model"),
-    }
-    for role, (asked_model, folder_name) in scorers.items():
-        for condition in SAMPLED if role == "subject" else SAMPLED[:1]:
-            if condition not in asker.plan.conditions:
-                continue
-            asked_model.forget_results()
-            try:
-                with asker.plan.conditions[condition].applied(asked_model.model, request.folders[folder_name]):
-                    for name in ("forget_held_out", "forget_questions", "retain_questions"):
-                        items += _said(name, role, condition, asker.plan.sets, asked_model, key)
-            except NotMeasured:
-                continue
-    return items
+    def line(value: Any) -> str:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
+    def section(value: Any) -> str:
+        if not isinstance(value, list):
+            return line(value)
+        return "[\n  " + ",\n  ".join(map(line, value)) + "\n ]" if value else "[]"
 
-def _said(
-    name: str, role: str, condition: str, sets: AskedSets, scorer: Scorer, key: bytes, *, most: int = 60
-) -> list[dict[str, Any]]:
-    asked = sets[name]
-    step = max(1, len(asked) // most)
-    chosen = range(0, len(asked), step)
-    answers = (
-        scorer.continuations(
-            [asked.examples[i].prompt_ids for i in chosen], [len(asked.examples[i].answer_ids) + 8 for i in chosen]
-        )
-        if len(asked)
-        else []
-    )
-    return [
-        {
-            "id": keyed_hash(asked.items[i], key),
-            "role": role,
-            "set": name,
-            "condition": condition,
-            "unit": asked.units[i],
-            "prompt": asked.prompts[i],
-            "answer": asked.answers[i],
-            "given": given,
-        }
-        for i, given in zip(chosen, answers, strict=True)
-    ]
+    return "{\n " + ",\n ".join(f"{line(name)}: {section(value)}" for name, value in found.items()) + "\n}\n"

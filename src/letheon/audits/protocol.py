@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import yaml
 
-from letheon.errors import UnknownName
+from letheon.errors import BadInput, UnknownName
+from letheon.methods import load
 from letheon.settings import fill
 
 _FOLDER = Path(__file__).parent / "protocols"
@@ -62,6 +63,10 @@ class Protocol:
     cells: dict[tuple[str, str], RequiredCells] = field(default_factory=dict)
     """(condition, column) -> what is required of it."""
 
+    def said(self, resamples: int) -> str:
+        """Its name; with another number of resamples than its own it is not quite the protocol any more."""
+        return self.name if resamples == self.resamples else f"{self.name} (with {resamples} resamples, for trying out)"
+
     def margin_of_utility(self, column: str) -> float | None:
         """How far a column may fall; None where it is not required."""
         return next((rule.margin for rule in self.utility if column in rule.columns), None)
@@ -88,8 +93,40 @@ def read_protocol(name: str) -> Protocol:
         "sha256": hashlib.sha256(text).hexdigest(),
     }
     protocol = fill(Protocol, ready, where=where)
+    problems: list[str] = []
     for rule in required:
         for condition in rule.conditions:
             for column in rule.columns:
+                if (condition, column) in protocol.cells:
+                    problems.append(f"{where}: {column} under {condition} is required twice")
                 protocol.cells[condition, column] = rule
+    if problems := [*problems, *_unknown(protocol, where)]:
+        raise BadInput(problems)
     return protocol
+
+
+def _unknown(protocol: Protocol, where: str) -> list[str]:
+    """Conditions and columns that are named and not there: a required cell that is never made would be passed over."""
+    columns = {name: column for probe in protocol.probes for name, column in load("probe", probe).columns.items()}
+    named = {column: "required" for _, column in protocol.cells}
+    named |= {column: "utility" for rule in protocol.utility for column in rule.columns}
+    named |= dict.fromkeys(protocol.generated.columns, "generated")
+    conditions = {condition for condition, _ in protocol.cells} | set(protocol.generated.conditions)
+    return [
+        *(
+            f"{where}: {name!r} under {why} is no column of its probes"
+            for name, why in named.items()
+            if name not in columns
+        ),
+        *(
+            f"{where}: {name!r} is none of its conditions"
+            for name in sorted(conditions)
+            if name not in protocol.conditions
+        ),
+        *(
+            f"{where}: utility {name!r} cannot be compared by how far it fell (higher must be better)"
+            for rule in protocol.utility
+            for name in rule.columns
+            if name in columns and (columns[name].about, columns[name].better) != ("utility", "high")
+        ),
+    ]

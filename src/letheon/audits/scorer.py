@@ -5,12 +5,13 @@ Source: this project.  Checked against: greedy generation without a cache, batch
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from letheon.audits.asked import Asked
 from letheon.audits.columns import Scores
@@ -20,18 +21,27 @@ from letheon.training.losses import Body
 from letheon.training.scoring import ExampleScores, score_examples
 
 GENERATION_BATCH = 128
+SPARE_TOKENS = 8
+"""Tokens that an answer may be longer than the true one."""
 
 
 @dataclass
 class Scorer:
-    """One model, ready to be asked. Results are kept by the set's name until the condition changes."""
+    """One model, ready to be asked. Results are kept by the set's name until the condition changes.
+
+    The model's own generation settings (its folder may ask for sampling, penalties or a least length) are replaced by
+    plain greedy ones: an audit measures the weights.
+    """
 
     model: Any
     body: Body
     encoder: Encoder
     device: str
     _scores: dict[str, ExampleScores] = field(default_factory=dict)
-    _answers: dict[str, list[str]] = field(default_factory=dict)
+    _answers: dict[tuple[str, int], str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
 
     def forget_results(self) -> None:
         """The model has changed: nothing that was asked before holds."""
@@ -39,7 +49,11 @@ class Scorer:
         self._answers.clear()
 
     def scores(self, asked: Asked) -> ExampleScores:
-        """Log-probabilities and exact matches of a set, by one forward pass."""
+        """Log-probabilities and exact matches of a set, by one forward pass.
+
+        Raises:
+            NotMeasured: a log-probability that is NaN or infinite.
+        """
         if asked.name not in self._scores:
             found = score_examples(self.body, asked.examples, pad=self.encoder.pad, device=self.device)
             if not all(map(_is_finite, found.token_log_probs)):
@@ -47,56 +61,98 @@ class Scorer:
             self._scores[asked.name] = found
         return self._scores[asked.name]
 
-    def answers(self, asked: Asked) -> list[str]:
-        """Greedy answers to a set's questions."""
-        if asked.name not in self._answers:
-            prompts = [example.prompt_ids for example in asked.examples]
-            lengths = [len(example.answer_ids) + 8 for example in asked.examples]
-            self._answers[asked.name] = self.continuations(prompts, lengths)
-        return self._answers[asked.name]
+    def answers(self, asked: Asked, items: Iterable[int] | None = None) -> list[str]:
+        """Greedy answers to a set's questions, or to those at some positions.
+
+        An answer ends where the true one would: at the end of text, or at the chat template's end of turn.
+        """
+        wanted = list(range(len(asked)) if items is None else items)
+        missing = [item for item in wanted if (asked.name, item) not in self._answers]
+        examples = [asked.examples[item] for item in missing]
+        given = self.continuations(
+            [example.prompt_ids for example in examples],
+            [len(example.answer_ids) + SPARE_TOKENS for example in examples],
+            stops={example.ids[-1] for example in examples},
+        )
+        self._answers.update({(asked.name, item): text for item, text in zip(missing, given, strict=True)})
+        return [self._answers[asked.name, item] for item in wanted]
 
     @torch.no_grad()
-    def continuations(self, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[str]:
-        """Greedy continuations of token prompts, each at most its own length, in batches of like length with a cache."""
-        order = sorted(range(len(prompts)), key=lambda item: (len(prompts[item]), lengths[item]))
+    def continuations(
+        self, prompts: Sequence[Sequence[int]], lengths: Sequence[int], *, stops: Iterable[int] = ()
+    ) -> list[str]:
+        """Greedy continuations of token prompts, in batches of like length with a cache.
+
+        Args:
+            prompts: tokens.
+            lengths: most tokens of each continuation; the context window may leave fewer.
+            stops: tokens that end a continuation, beside the end of text.
+        Raises:
+            NotMeasured: a prompt that fills the window, or logits that are NaN.
+        """
+        room = [self.encoder.max_length - len(prompt) for prompt in prompts]
+        if room and min(room) < 1:
+            raise NotMeasured(
+                f"a prompt of {self.encoder.max_length - min(room)} tokens leaves no room for an answer "
+                f"in a window of {self.encoder.max_length}"
+            )
+        wanted = [min(length, left) for length, left in zip(lengths, room, strict=True)]
+        ends = sorted({self.encoder.eos, *stops})
         texts = [""] * len(prompts)
-        for start in range(0, len(order), GENERATION_BATCH):
-            chosen = order[start : start + GENERATION_BATCH]
-            for item, ids in zip(
-                chosen, self._generate([prompts[i] for i in chosen], max(lengths[i] for i in chosen)), strict=True
-            ):
-                texts[item] = self.encoder.tokenizer.decode(ids[: lengths[item]], skip_special_tokens=True).strip()
+        for chosen in _batches([len(prompt) for prompt in prompts], wanted, window=self.encoder.max_length):
+            made = self._generate([prompts[item] for item in chosen], max(wanted[item] for item in chosen), ends)
+            for item, ids in zip(chosen, made, strict=True):
+                kept = ids[: wanted[item]]
+                end = next((place for place, token in enumerate(kept) if token in ends), len(kept))
+                texts[item] = self.encoder.tokenizer.decode(kept[:end], skip_special_tokens=True).strip()
         return texts
 
-    def _generate(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
-        """Left-padded greedy generation; what follows the end of text is cut off."""
-        width = max(len(prompt) for prompt in prompts)
-        room = self.encoder.max_length - width
-        if room < 1:
-            raise NotMeasured(
-                f"a prompt of {width} tokens leaves no room for an answer in a window of {self.encoder.max_length}"
-            )
-        pad, eos = self.encoder.pad, self.encoder.eos
-        ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=self.device)
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=self.device)
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # generation flags of the stranger's generation_config that greedy decoding ignores
-            made = self.model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=min(new_tokens, room),
-                do_sample=False,
-                num_beams=1,
-                repetition_penalty=1.0,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=pad,
-                eos_token_id=eos,
-            )[:, width:].tolist()
-        return [row[: row.index(eos)] if eos in row else row for row in made]
+    def _generate(self, prompts: Sequence[Sequence[int]], new_tokens: int, ends: list[int]) -> list[list[int]]:
+        """Left-padded greedy generation."""
+        pad, width = self.encoder.pad, max(len(prompt) for prompt in prompts)
+        ids = [[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+        mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        made: list[list[int]] = self.model.generate(
+            input_ids=torch.tensor(ids, device=self.device),
+            attention_mask=torch.tensor(mask, device=self.device),
+            generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
+                max_new_tokens=new_tokens, do_sample=False, num_beams=1, pad_token_id=pad, eos_token_id=ends
+            ),
+            logits_processor=LogitsProcessorList([_NoNaN()]),
+        )[:, width:].tolist()
+        return made
+
+
+class _NoNaN(LogitsProcessor):
+    """The arg-max of NaN is a token like any other, and its answer would be a wrong one instead of none."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if bool(torch.isnan(scores).any()):
+            raise NotMeasured("the model's logits are NaN")
+        return scores
+
+
+def _batches(prompts: Sequence[int], wanted: Sequence[int], *, window: int) -> Iterator[list[int]]:
+    """Positions in batches of like length. No batch is so mixed that its longest prompt and answer pass the window.
+
+    Args:
+        prompts: length of each prompt.
+        wanted: tokens to be made for each; where none, the item is left out.
+        window: the context window.
+    """
+    order = sorted(
+        (item for item in range(len(prompts)) if wanted[item]), key=lambda item: (prompts[item], wanted[item])
+    )
+    batch: list[int] = []
+    longest = 0
+    for item in order:
+        longest = max(longest, wanted[item])
+        if batch and (len(batch) == GENERATION_BATCH or prompts[item] + longest > window):
+            yield batch
+            batch, longest = [], wanted[item]
+        batch.append(item)
+    if batch:
+        yield batch
 
 
 def exact_answers(asked: Asked, scorer: Scorer) -> Scores:

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from letheon.audits.asked import AskedSets
-from letheon.audits.columns import Column
 from letheon.audits.matrix import HALF, Answer
+from letheon.audits.plan import Plan
 from letheon.audits.scorer import Scorer
 from letheon.audits.stored import Rows, from_plain, to_plain
 from letheon.data.encode import Encoder
@@ -28,30 +27,6 @@ from letheon.methods import describe
 from letheon.models import ModelFolder, load_model
 from letheon.runs.folder import sha256_folder, write_json
 from letheon.training.losses import Body
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is asked: the same for the audited model, its control and its original."""
-
-    sets: AskedSets
-    columns: Mapping[str, Column]
-    probe_of: Mapping[str, Any]
-    """Column -> the probe that fills it."""
-    conditions: Mapping[str, Any]
-    """Name -> condition."""
-    generated: Mapping[str, set[str]]
-    """Column -> the conditions under which it is made, for columns that need generation."""
-    strangers: str = "holdout"
-    """Set that stands for non-members."""
-
-    def is_made(self, column: str, condition: str) -> bool:
-        """Whether a column is made under a condition."""
-        return column not in self.generated or condition in self.generated[column]
-
-    def total(self, conditions: Mapping[str, Any]) -> int:
-        """How many columns a table over these conditions holds."""
-        return sum(self.is_made(column, condition) for condition in conditions for column in self.columns)
 
 
 @dataclass(frozen=True)

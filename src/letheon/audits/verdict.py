@@ -1,6 +1,6 @@
 """The verdict: four words, the first that holds, and the scope in which it holds.
 
-    NOT DELETED    in some required cell the lower bound of d is above 0 (or, where either side counts, its upper below 0)
+    NOT DELETED    in some required cell the lower bound of d is above 0 (either side: or its upper bound below 0)
     NOT USABLE     some required utility fell by more than its margin
     DELETED        every required cell is within its margin with certainty
     INCONCLUSIVE   otherwise, or with a required cell or utility that was not measured
@@ -40,8 +40,8 @@ def decide(
     required = [cell for cell in cells if cell["required"]]
     conditions = list(dict.fromkeys(cell["condition"] for cell in required))
     scope = (
-        f"by protocol {protocol}, {len(required)} required cells under these {len(conditions)} conditions: {', '.join(conditions)}; "
-        f"compared with {control}. Nothing is said about any other condition"
+        f"by protocol {protocol}, {len(required)} required cells under these {len(conditions)} conditions: "
+        f"{', '.join(conditions)}; compared with {control}. Nothing is said about any other condition"
     )
     found = [_found(cell) for cell in required if cell.get("judgement") in ("knowledge found", "over-forgotten")]
     if found:
@@ -68,10 +68,11 @@ def decide(
 
 
 def _found(cell: Mapping[str, Any]) -> str:
-    numbers = f"{cell['value']:.2f} against {cell['control']:.2f} of the control (difference {cell['d_lower']:+.2f} to {cell['d_upper']:+.2f})"
+    where = f"{cell['column']} under {cell['condition']}"
+    numbers = f"{cell['value']:.2f} against {cell['control']:.2f} of the control ({_difference(cell)})"
     if cell["judgement"] == "over-forgotten":
-        return f"{cell['column']} under {cell['condition']}: forgotten items stand out as too unfamiliar, {numbers}"
-    return f"{cell['column']} under {cell['condition']}: {numbers}"
+        return f"{where}: forgotten items stand out as too unfamiliar, {numbers}"
+    return f"{where}: {numbers}"
 
 
 def _lost(row: Mapping[str, Any]) -> str:
@@ -80,4 +81,8 @@ def _lost(row: Mapping[str, Any]) -> str:
 
 def _open(cell: Mapping[str, Any]) -> str:
     margin = f"within {cell['margin']:.2f}" if cell["side"] == "either" else f"below {cell['margin']:.2f}"
-    return f"{cell['column']} under {cell['condition']}: difference {cell['d_lower']:+.2f} to {cell['d_upper']:+.2f} is not certain to be {margin}"
+    return f"{cell['column']} under {cell['condition']}: {_difference(cell)} is not certain to be {margin}"
+
+
+def _difference(cell: Mapping[str, Any]) -> str:
+    return f"difference {cell['d_lower']:+.2f} to {cell['d_upper']:+.2f}"

@@ -76,7 +76,7 @@ def finish(outcome: Outcome, *, command: str, as_json: bool) -> None:
 
 def explain(error: BaseException, *, command: str, given: Sequence[str] = ()) -> Message:
     """One message for anything that was raised by `command` with these arguments."""
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
         continued = f". The same command continues where it stopped:\n  {typed(given)}" if command in RESUMABLE else ""
         return Message(f"interrupted{continued}", INTERRUPTED)
     if isinstance(error, BadInput):

@@ -13,15 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from letheon.audits import audit as auditing
-from letheon.audits.asked import make_sets
-from letheon.audits.scorer import GENERATION_BATCH
 from letheon.data.batches import Batch, EpochOrder, by_length, collate
 from letheon.data.encode import Encoder, Example
 from letheon.data.records import Record
@@ -35,11 +32,15 @@ from letheon.training.loop import Look, Loop, OptimizerSettings, State, run_loop
 from letheon.training.losses import Body, Outputs, TokenLoss
 from letheon.training.memory import OTHER
 from letheon.training.prepare import Opened, repeated_items
+from letheon.training.scoring import BATCH_TOKENS
 from letheon.training.train import TrainSettings, storage_dtypes
 from letheon.unlearning import forget as forgetting
-from letheon.unlearning.gate import Gate
+from letheon.unlearning.gate import REFRESH_EVERY, Gate
 from letheon.unlearning.objective import Provider, TermLoss, make_gradient
 from letheon.unlearning.reference import IN_MEMORY_BYTES, LogitCache, LogProbCache
+
+if TYPE_CHECKING:
+    from letheon.audits import audit as auditing
 
 STEPS_LOOKED_AT = 200
 """Steps whose batches are made in search of the largest."""
@@ -62,8 +63,10 @@ class Estimate:
 class Questions:
     """What is asked by forward passes alone, and how many times all of it is."""
 
-    examples: Sequence[Example] = ()
+    examples: Sequence[Example]
     times: float = 1.0
+    is_hidden: bool = False
+    """Only the last hidden states are wanted."""
 
 
 # --- training and forgetting
@@ -81,9 +84,9 @@ class Plan:
     optimizer: OptimizerSettings
     rate: Any
     save_dtype: str
-    before: Questions = Questions()
+    before: Sequence[Questions] = ()
     """Asked of the original before the first step."""
-    looks: Questions = Questions()
+    looks: Sequence[Questions] = ()
     """Asked between steps."""
 
 
@@ -161,9 +164,6 @@ def of_forget(request: forgetting.Request) -> Estimate:
 
     # Only the encoder and the device are looked at there.
     unopened = Opened(None, None, encoder, request.device, nullcontext)  # type: ignore[arg-type]
-    questions = min(wanted.stop.items, len(forget_examples)) + min(wanted.stop.items, len(retain_examples))
-    asked = [*forget_examples, *retain_examples]
-    looks = steps / wanted.stop.every * questions / len(asked) if wanted.stop.every else 0.0
     plan = Plan(
         folder=request.folder,
         device=request.device,
@@ -173,14 +173,38 @@ def of_forget(request: forgetting.Request) -> Estimate:
         optimizer=wanted.optimizer,
         rate=methods["rate"],
         save_dtype=wanted.save_dtype,
-        before=Questions([item for name in examples if _references(methods[name]) for item in examples[name]]),
-        looks=Questions(asked if looks else (), looks),
+        before=_before(request, examples),
+        looks=_looks(request, steps, unopened),
     )
     return _rehearsed(plan, prepare)
 
 
-def _references(term: Any) -> list[str]:
-    return [need for need in term.needs if need.startswith("reference_")]
+def _before(request: forgetting.Request, examples: Mapping[str, Sequence[Example]]) -> list[Questions]:
+    """What the caches and the gate ask of the original."""
+    needs = {name: {need for need in request.methods[name].needs if need.startswith("reference_")} for name in examples}
+    asked = [Questions(examples[name], is_hidden="reference_logits" in needs[name]) for name in examples if needs[name]]
+    return asked + ([Questions(strangers)] if (strangers := _strangers(request)) else [])
+
+
+def _looks(request: forgetting.Request, steps: int, opened: Opened) -> list[Questions]:
+    """What the stop rule and a gate that moves ask between steps."""
+    asked: list[Questions] = []
+    stop = request.wanted.stop
+    if stop.every:
+        for data in (request.forget, request.retain):
+            asked.append(Questions(forgetting._sample(data, stop.items, opened), steps / stop.every))
+    if getattr(request.methods["method"], "until", "none") == "holdout_now":
+        asked.append(Questions(_strangers(request), steps / REFRESH_EVERY))
+    return asked
+
+
+def _strangers(request: forgetting.Request) -> list[Example]:
+    """The gate's part of the holdout."""
+    units = set(request.gate_units)
+    if request.holdout is None or not units:
+        return []
+    pairs = zip(request.holdout.records, request.examples["holdout"], strict=True)
+    return [example for record, example in pairs if record.unit in units]
 
 
 def _reference(term: Any, examples: Sequence[Example], opened: Opened, rehearsal: Rehearsal) -> dict[str, Provider]:
@@ -211,15 +235,14 @@ def _reference(term: Any, examples: Sequence[Example], opened: Opened, rehearsal
 def _rehearsed(plan: Plan, prepare: Prepare) -> Estimate:
     """The largest steps through the real loop, and what is asked around them."""
     largest, share = _largest_steps(plan)
-    before, looks = (_largest_batches(asked, plan) for asked in (plan.before, plan.looks))
     with Rehearsal(plan.device) as rehearsal:
         model = rehearsal.model(plan.folder)
         opened = Opened(model, Body(model), plan.encoder, plan.device, _autocast(plan.device))
-        work = _score(opened, rehearsal, *before)
+        work = _asked(opened, rehearsal, plan.before)
         prepared = prepare(opened, rehearsal)
         rehearsal.bytes.label("references", prepared.scope_state.values())
         watched = _Watched(rehearsal, prepared, has_moments=plan.steps > 1)
-        look = _Look(len(largest), lambda: _score(opened, rehearsal, *looks))
+        look = _Look(len(largest), lambda: _asked(opened, rehearsal, plan.looks))
         run_loop(
             Loop(
                 model=model,
@@ -327,14 +350,32 @@ def _autocast(device: str) -> Callable[[], AbstractContextManager[Any]]:
     return nullcontext if dtype is None else lambda: torch.autocast(device.split(":")[0], dtype=dtype)
 
 
-def _largest_batches(asked: Questions, plan: Plan) -> tuple[list[Batch], float]:
-    """The scoring batches with the most labels and the most tokens, and how often the latter's work is done in all."""
-    if not asked.examples:
-        return [], 0.0
-    batches = by_length(asked.examples, pad=plan.encoder.pad, device=plan.device)
-    longest = max(batches, key=_tokens)
-    labelled = max(batches, key=lambda batch: len(batch.label_ids))
-    return _distinct(labelled, longest), asked.times * sum(map(_tokens, batches)) / _tokens(longest)
+@torch.no_grad()
+def _asked(opened: Opened, rehearsal: Rehearsal, questions: Sequence[Questions]) -> Work:
+    """The largest batches of `score_examples`, or of the pass that keeps hidden states; the work of all of them."""
+    work = Work()
+    for asked in questions:
+        batches = by_length(asked.examples, pad=opened.encoder.pad, device=opened.device)
+        labels = [len(batch.label_ids) for batch in batches]
+        most = int(np.argmax(labels)) if batches else 0
+        # The logits of one batch are there until those of the next have replaced them.
+        vocabulary = 0 if asked.is_hidden or most == 0 else opened.body.head.weight.shape[0]
+        held: Any = torch.empty(labels[most - 1] if vocabulary else 0, vocabulary, device=opened.device)
+        for batch in _distinct(*batches[most : most + 1], *sorted(batches, key=_tokens)[-1:]):
+            rehearsal.start_counting()
+            with opened.autocast():
+                held = opened.body.hidden(batch) if asked.is_hidden else Outputs(batch, opened.body.logits(batch))
+                _ = asked.is_hidden or _scored(held)
+            share = asked.times * sum(map(_tokens, batches)) / _tokens(batch)
+        del held
+        work += rehearsal.work * share if batches else Work()
+    return work
+
+
+def _scored(outputs: Outputs) -> Tensor:
+    """What `score_examples` makes of a batch."""
+    _ = (outputs.logits.argmax(-1) != outputs.batch.label_ids).float()
+    return outputs.token_log_probs().double()
 
 
 def _distinct(*values: Any) -> list[Any]:
@@ -344,22 +385,6 @@ def _distinct(*values: Any) -> list[Any]:
 
 def _tokens(batch: Batch) -> int:
     return batch.ids.numel()
-
-
-@torch.no_grad()
-def _score(opened: Opened, rehearsal: Rehearsal, batches: Sequence[Batch], times: float) -> Work:
-    """What `score_examples` does with these batches; the work of doing the last of them so many times."""
-    if not batches:
-        return Work()
-    with opened.autocast():
-        # The logits of one batch are there until those of the next have replaced them.
-        outputs: Any = torch.empty(len(batches[0].label_ids), opened.body.head.weight.shape[0], device=opened.device)
-        for batch in batches:
-            rehearsal.start_counting()
-            outputs = Outputs(batch, opened.body.logits(batch))
-            _ = (outputs.logits.argmax(-1) != batch.label_ids).float()
-            _ = outputs.token_log_probs().double()
-    return rehearsal.work * times
 
 
 @torch.no_grad()
@@ -394,6 +419,9 @@ def of_quantize(folder: ModelFolder, quantizer: Any, device: str) -> Estimate:
 
 def of_audit(request: auditing.Request) -> Estimate:
     """Of `letheon audit`, from a checked request. What is kept from an earlier audit takes less."""
+    from letheon.audits.asked import make_sets
+    from letheon.audits.scorer import GENERATION_BATCH
+
     folder, protocol = request.folders["model"], request.protocol
     encoder = _encoder(folder, request.wanted.template)
     sets = make_sets(request.data, encoder=encoder, limits=dict(protocol.limits), only_units={})
@@ -401,10 +429,6 @@ def of_audit(request: auditing.Request) -> Estimate:
     questions = [example for example in examples if example.labelled_from > 1] or examples
     has_reference = "reference" in request.folders
     rounds = len(protocol.conditions) * (2 if has_reference else 1) + 1
-    plan = Plan(
-        folder, request.device, encoder, lambda _: {}, 0, OptimizerSettings(learning_rate=1.0), None, "original"
-    )
-    batches, share = _largest_batches(Questions(examples, rounds), plan)
     longest = sorted(questions, key=lambda example: len(example.ids))[-GENERATION_BATCH:]
     answering = collate(longest, list(range(len(longest))), pad=encoder.pad).to(request.device)
     with Rehearsal(request.device) as rehearsal:
@@ -413,11 +437,10 @@ def of_audit(request: auditing.Request) -> Estimate:
         _answer(subject, answering)
         other = _opened(rehearsal, request.folders["reference" if has_reference else "original"], encoder)
         copies = _rounded(other.model) if has_reference else []
-        work = _score(other, rehearsal, batches, share)
+        work = _asked(other, rehearsal, [Questions(asked.examples, rounds) for asked in sets.sets.values()])
         _answer(other, answering)
         del copies
-    rows = _tokens(batches[-1])
-    return Estimate(_by_part(rehearsal), _seconds(work, rows, subject.model, request.device))
+    return Estimate(_by_part(rehearsal), _seconds(work, BATCH_TOKENS, subject.model, request.device))
 
 
 def _opened(rehearsal: Rehearsal, folder: ModelFolder, encoder: Encoder) -> Opened:

@@ -119,6 +119,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise BadInput(f"recipe {path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(raw, dict):
         raise BadInput(f"recipe {path}: holds {type(raw).__name__}, not a mapping. A recipe has 'out' and 'steps'")
+    if "stages" in raw:
+        raise BadInput(
+            f"recipe {path}: says what a run did, with every setting resolved. A recipe has 'out' and 'steps'; "
+            "a run is continued by the command that began it"
+        )
     return raw
 
 

@@ -78,14 +78,14 @@ def tiny_models(
         if done:  # asked without a lock, so that several processes may use the same models
             return run / done[0].label
         progress.say(said)
-        return train(base, data=files["train"], without=without, out=run, progress=progress, **recipe).folder
+        return train(base, data=files["train"], without=without, out=run, progress=progress, allow_changed_machine=True, **recipe).folder
 
     target = trained("target", "target model: everybody is known to it", None)
     reference = trained("reference", "reference model: it never knew the people to be forgotten", files["forget"])
     return TinyModels(files, target, reference)
 
 
-def _keep(files: Mapping[str, Path], *, share: float = 0.25) -> Path:
+def _keep(files: Mapping[str, Path], *, share: float = 0.4) -> Path:
     """keep.jsonl: the retain set, and the general training facts repeated until they are about `share` of it."""
     retain, general = files["retain"].read_bytes(), files["general_train"].read_bytes()
     times = max(1, round(share * retain.count(b"\n") / general.count(b"\n")))

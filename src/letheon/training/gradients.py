@@ -55,6 +55,8 @@ class MeanGradient:
     part: str
     parameters: Sequence[Tensor]
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    figure: str = ""
+    """What its loss is called in the log; by default after the part, such as "forget_loss"."""
 
     def __call__(self, model: Any, parts: Parts) -> Gradients:
         """Backward once a micro-batch, divide once."""
@@ -67,7 +69,7 @@ class MeanGradient:
             mean_share = loss_sum / total
             mean_share.backward()  # type: ignore[no-untyped-call]
             value += float(mean_share.detach())
-        return Gradients(take(self.parameters), {f"{self.part}_loss": value})
+        return Gradients(take(self.parameters), {self.figure or f"{self.part}_loss": value})
 
 
 def take(parameters: Sequence[Tensor]) -> list[Tensor]:

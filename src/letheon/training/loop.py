@@ -213,7 +213,9 @@ def _look(loop: Loop, step: int, figures: dict[str, float]) -> str:
 
 
 def _progress_text(figures: Mapping[str, float]) -> str:
-    shown = {name: value for name, value in figures.items() if name.endswith(("_loss", "_accuracy"))}
+    has_parts = any(name.endswith("_loss") for name in figures)
+    endings = ("_loss", "_accuracy") if has_parts else ("loss", "_accuracy")
+    shown = {name: value for name, value in figures.items() if name.endswith(endings)}
     return "  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in shown.items())
 
 

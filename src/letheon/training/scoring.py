@@ -9,19 +9,23 @@ Source: this project.  Checked against: greedy generation, a slow sum, batch siz
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
+from torch import Tensor
 
-from letheon.data.batches import by_length
+from letheon.data.batches import Batch, by_length
 from letheon.data.encode import Example
-from letheon.training.losses import Body, Outputs, Reduction
+from letheon.training.losses import Body, Reduction
 
 BATCH_TOKENS = 4096
 """Padded tokens of one forward pass; on two CPU cores larger batches are not faster."""
+LOGITS_AT_ONCE = 2**25
+"""Logits held at once (128 MB)."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,36 @@ def score_examples(
     token_log_probs: list[Any] = [None] * len(examples)
     exact = np.zeros(len(examples), dtype=np.bool_)
     for batch in by_length(examples, pad=pad, device=device, batch_tokens=batch_tokens):
-        outputs = Outputs(batch, body.logits(batch))
-        is_wrong = (outputs.logits.argmax(-1) != batch.label_ids).float()
-        wrong = torch.zeros(batch.size, device=is_wrong.device).index_add(0, batch.label_row, is_wrong)
-        values = np.split(outputs.token_log_probs().double().cpu().numpy(), np.cumsum(batch.label_counts.cpu().numpy())[:-1])
-        for row, item in enumerate(batch.items.tolist()):
-            token_log_probs[item] = values[row]
-        exact[batch.items.cpu().numpy()] = (wrong == 0).cpu().numpy()
+        log_probs, is_right = _score_labels(body, _without_last(batch))
+        ends = np.cumsum(batch.label_counts.cpu().numpy())[:-1]
+        items = batch.items.tolist()
+        for item, values, right in zip(items, np.split(log_probs, ends), np.split(is_right, ends), strict=True):
+            token_log_probs[item] = values
+            exact[item] = right.all()
     return ExampleScores(token_log_probs, exact)
+
+
+def _without_last(batch: Batch) -> Batch:
+    """The last token of the longest sequence is predicted, and predicts nothing."""
+    return replace(batch, ids=batch.ids[:, :-1], attention_mask=batch.attention_mask[:, :-1])
+
+
+def _score_labels(body: Body, batch: Batch) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """(labels,) log-probability of each labelled token, and whether it is the arg-max."""
+    if body.is_cut:
+        hidden = body.hidden(batch)
+        # Logits of a large vocabulary are made for a few labels at a time.
+        at_once = max(1, LOGITS_AT_ONCE // body.head.weight.shape[0])
+        pieces = zip(hidden.split(at_once), batch.label_ids.split(at_once), strict=True)
+        scored = [_score_logits(body.apply_head(states), labels) for states, labels in pieces]
+    else:
+        scored = [_score_logits(body.logits(batch), batch.label_ids)]
+    log_probs, is_right = zip(*scored, strict=True)
+    return np.concatenate(log_probs), np.concatenate(is_right)
+
+
+def _score_logits(
+    logits: Float[Tensor, "labels vocabulary"], labels: Int[Tensor, " labels"]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    log_probs = -torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    return log_probs.double().cpu().numpy(), (logits.argmax(-1) == labels).cpu().numpy()

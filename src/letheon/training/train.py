@@ -207,7 +207,9 @@ def _run(
         Loop(
             model=opened.model,
             moving=moving,
-            gradient=MeanGradient(TokenLoss(opened.body), "data", list(moving.values()), opened.autocast),
+            gradient=MeanGradient(
+                TokenLoss(opened.body), "data", list(moving.values()), opened.autocast, figure="loss"
+            ),
             parts=parts,
             steps=steps,
             optimizer=wanted.optimizer,

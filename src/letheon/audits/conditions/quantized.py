@@ -63,27 +63,34 @@ class QuantizedWeights:
         try:
             check_quantizable(folder)
             linears = decoder_linears(model)
-            with torch.no_grad():
-                rounded = {
-                    name: as_matrix(module, fake_quantize(as_matrix(module, module.weight).contiguous(), self.grid))
-                    for name, module in linears.items()
-                }
+            stored = {name: stored_name(folder, f"{name}.weight") for name in linears}
         except BadInput as error:
             raise NotMeasured(str(error)) from error
         try:
             for name, module in linears.items():
-                _set(module, rounded.pop(name))
+                _round(name, module, self.grid)
             yield
         finally:
             for name, module in linears.items():
-                _set(module, read_tensor(folder, stored_name(folder, f"{name}.weight")))
+                _set(module, read_tensor(folder, stored[name]))
 
 
 def stored_name(folder: ModelFolder, name: str) -> str:
-    """A parameter's name in its file: some files leave the body's prefix out."""
+    """A parameter's name in its file: some files leave the body's prefix out. Raises BadInput where it is in none."""
     if name in folder.tensors:
         return name
-    return next(stored for stored in folder.tensors if name.endswith(f".{stored}"))
+    for stored in folder.tensors:
+        if name.endswith(f".{stored}"):
+            return stored
+    raise BadInput(f"{folder.path} holds no tensor {name}. Give a model of the same architecture")
+
+
+def _round(name: str, module: Any, grid: Grid | CodebookGrid) -> None:
+    try:
+        rounded = fake_quantize(as_matrix(module, module.weight).contiguous(), grid)
+    except BadInput as error:
+        raise NotMeasured(f"layer {name}: {error}") from error
+    _set(module, as_matrix(module, rounded))
 
 
 @torch.no_grad()

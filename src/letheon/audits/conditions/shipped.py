@@ -1,13 +1,14 @@
 """The very file that ships, where it is another one than the file under audit.
 
-The weights are read from that folder into the same architecture, and those of the audited file put back afterwards.
+The weights are read from that folder into the same architecture, and those of the audited file put back afterwards. So
+its configuration must be that of the audited file, but for what says how numbers are stored.
 
 Source: this project.  Checked against: the shipped folder loaded by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,22 +37,27 @@ class Shipped:
         """Put the shipped weights in, and the audited ones back.
 
         Raises:
-            NotMeasured: the shipped folder holds another architecture.
+            NotMeasured: the shipped folder holds another architecture, or the same one configured otherwise.
         """
+        shipped = load_model(self.path, device=str(model.device))
+        if differing := _differing(model.config.to_dict(), shipped.config.to_dict()):
+            raise NotMeasured(f"{self.path} is not the same architecture: its config.json has another {differing[0]}")
         kept = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        shipped = load_model(self.path, device=str(model.device)).state_dict()
-        differing = [
-            name for name, tensor in kept.items() if name not in shipped or shipped[name].shape != tensor.shape
-        ]
-        if differing:
-            raise NotMeasured(
-                f"{self.path} is not the same architecture: {differing[0]} differs in shape or is missing"
-            )
         try:
-            _load(model, shipped)
+            _load(model, shipped.state_dict())
             yield
         finally:
             _load(model, kept)
+
+
+_STORAGE = {"transformers_version", "dtype", "torch_dtype", "use_cache"}
+"""What a configuration says that changes no number."""
+
+
+def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Settings that the two configurations do not share."""
+    names = [name for name in {**before, **after} if name not in _STORAGE and not name.startswith("_")]
+    return [name for name in names if name not in before or name not in after or before[name] != after[name]]
 
 
 @torch.no_grad()

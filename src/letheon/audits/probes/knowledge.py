@@ -1,4 +1,4 @@
-"""Does the model still answer? Exact answers, answer probability and ROUGE-L recall, trained and held-out wordings apart.
+"""Does the model still answer? Exact answers, probability and ROUGE-L recall, trained and held-out wordings apart.
 
     accuracy     every answer token and the end of text are the arg-max (equals the exact match of the greedy answer)
     probability  exp(mean log p(answer token)), the length-normalised probability, in (0, 1]

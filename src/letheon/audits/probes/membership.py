@@ -45,7 +45,8 @@ class Membership:
         members, others = sets[f"{role}_{kind}"], sets[f"{strangers}_{kind}"]
         if not len(members) or not len(others):
             raise NotMeasured(
-                f"needs {kind} of the forget set and of a holdout set (--holdout); found {len(members)} and {len(others)}"
+                f"needs {kind} of the forget set and of a holdout set (--holdout); "
+                f"found {len(members)} and {len(others)}"
             )
         return Scores(
             (*members.items, *others.items),

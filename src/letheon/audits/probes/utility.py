@@ -1,4 +1,4 @@
-"""Is the model still useful? Retained facts in trained and other wordings, general knowledge, perplexity of retained texts.
+"""Is the model still useful? Retained facts in trained and other wordings, general knowledge, perplexity of texts.
 
     accuracy     exact answers, as in the knowledge probe
     perplexity   exp(mean over retained texts of the mean token loss)

@@ -1,0 +1,50 @@
+"""How far the unlearning moved the weights, measured in steps of each low-bit grid: why rounding may undo it.
+
+    code_match       share of weights whose code is the original's: rounded, they are the original again
+    shift_in_steps   mean |w - w_original| / step of the original's grid
+
+Source: Zhang et al. 2024, arXiv:2410.16454.  Checked against: a model and itself, each layer by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from letheon.audits.conditions.quantized import stored_name
+from letheon.errors import BadInput
+from letheon.models import ModelFolder, as_matrix, decoder_linears, read_tensor
+from letheon.numerics.grids import code_match, shift_in_steps
+
+
+def code_figures(
+    model: Any, original: ModelFolder, subject: ModelFolder, grids: Mapping[str, Any]
+) -> dict[str, dict[str, float | None]]:
+    """Both numbers for each grid, over all linears of the decoder; None where the two folders cannot be compared.
+
+    Args:
+        model: the audited architecture, whose linears are looked up in both files.
+        original, subject: the folders before and after.
+        grids: name -> grid.
+    """
+    unknown: dict[str, dict[str, float | None]] = {name: {"code_match": None, "shift_in_steps": None} for name in grids}
+    equal = dict.fromkeys(grids, 0.0)
+    moved: dict[str, float | None] = dict.fromkeys(grids, 0.0)
+    total = 0
+    try:
+        for name, module in decoder_linears(model).items():
+            before, after = (
+                as_matrix(module, read_tensor(folder, stored_name(folder, f"{name}.weight")).float()).contiguous()
+                for folder in (original, subject)
+            )
+            total += before.numel()
+            for grid_name, grid in grids.items():
+                equal[grid_name] += code_match(before, after, grid) * before.numel()
+                shift, so_far = shift_in_steps(before, after, grid), moved[grid_name]
+                moved[grid_name] = None if shift is None or so_far is None else so_far + shift * before.numel()
+    except BadInput:
+        return unknown
+    return {
+        name: {"code_match": equal[name] / total, "shift_in_steps": None if far is None else far / total}
+        for name, far in moved.items()
+    }
