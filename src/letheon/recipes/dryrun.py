@@ -46,8 +46,10 @@ class DryRun:
     """Bytes of memory that the device has free now; None where the system does not say."""
     steps: int | None
     """Steps at most; None for a verb without steps."""
+    step_seconds: float | None
+    """Of a mean step, rough; None for a verb without steps."""
     seconds: float | None
-    """Rough; None when it could not be estimated."""
+    """Of everything, rough; None when it could not be estimated."""
     warnings: tuple[str, ...]
     """What the verb would warn of, and what stands against running it here."""
 
@@ -58,7 +60,7 @@ class DryRun:
         free = "" if self.free is None else f" (free on {self.device} now: {_size(self.free)})"
         lines.append(f"memory  {_size(self.peak):>9}  of tensors at the highest moment{free}")
         lines += [f"        {_size(size):>9}  {_WORDS[part]}" for part, size in self.memory.items() if size]
-        steps = f" for at most {self.steps} steps, {_time(self.seconds / self.steps)} each" if self.steps else ""
+        steps = f" with at most {self.steps} steps of {_time(self.step_seconds)}" if self.step_seconds else ""
         lines.append(f"time    {_time(self.seconds):>9}{steps}; rough")
         return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
 
@@ -82,7 +84,7 @@ def dry_run(verb: str, settings: Mapping[str, Any]) -> DryRun:
         # A method of the user's own may do what cannot be done without values. Its inputs are still in order.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         text = f"memory and time could not be estimated without running it ({reason})"
-        return DryRun(verb, checked.device, {}, None, free, None, None, (*checked.warnings, text))
+        return DryRun(verb, checked.device, {}, None, free, None, None, None, (*checked.warnings, text))
     peak = sum(found.memory.values())
     warnings = checked.warnings
     if free is not None and peak > TIGHT * free:
@@ -91,7 +93,17 @@ def dry_run(verb: str, settings: Mapping[str, Any]) -> DryRun:
             *warnings,
             f"{_size(peak)} is more than {checked.device} has room for. Use {remedy}or a larger machine",
         )
-    return DryRun(verb, checked.device, found.memory, peak, free, found.steps, found.seconds, warnings)
+    return DryRun(
+        verb=verb,
+        device=checked.device,
+        memory=found.memory,
+        peak=peak,
+        free=free,
+        steps=found.steps,
+        step_seconds=found.step_seconds,
+        seconds=found.seconds,
+        warnings=warnings,
+    )
 
 
 @dataclass(frozen=True)

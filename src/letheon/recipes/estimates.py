@@ -54,9 +54,11 @@ class Estimate:
     memory: dict[str, int]
     """PARTS -> bytes at the highest moment; "activations" holds all that is temporary. They add up to the peak."""
     seconds: float
-    """Of the whole, rough."""
+    """Of everything: caches, steps, looks; rough."""
     steps: int | None = None
     """Steps at most."""
+    step_seconds: float | None = None
+    """Of a mean step, rough."""
 
 
 @dataclass(frozen=True)
@@ -261,8 +263,9 @@ def _rehearsed(plan: Plan, prepare: Prepare) -> Estimate:
             )
         )
         _save(model, plan.folder, plan.save_dtype)
-    work += watched.work * (share * plan.steps) + look.work
-    return Estimate(_by_part(rehearsal), _seconds(work, watched.rows, model, plan.device), plan.steps)
+    step = _seconds(watched.work * share, watched.rows, model, plan.device)
+    around = _seconds(work + look.work, BATCH_TOKENS, model, plan.device)
+    return Estimate(_by_part(rehearsal), around + step * plan.steps, plan.steps, step)
 
 
 class _Watched:

@@ -31,7 +31,9 @@ from letheon.models import ModelFolder
 from letheon.training.memory import PeakBytes
 
 _CALIBRATION_S = 0.15
-"""Seconds of each of the two timings."""
+"""Seconds of each of the two timings, at least."""
+_CALLS = 7
+"""Calls that are timed, at least."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def seconds(work: Work, *, rows: int, width: int, device: str, dtype: torch.dtyp
     rows, width = max(rows, 1), max(width, 1)
     left = torch.rand(rows, width, device=device, dtype=dtype)
     right = torch.rand(width, 4 * width, device=device, dtype=dtype)
-    many = torch.rand(8 * 1024**2, device=device)
+    many = torch.rand(1024**2, device=device)  # 4 MB, a usual size; far larger ones measure the allocator
     a_product = _timed(lambda: left @ right, device) / (2 * rows * width * 4 * width)
     a_byte = _timed(lambda: many + many, device) / (2 * 4 * len(many))
     return work.operations * a_product + work.moved * a_byte
@@ -179,7 +181,7 @@ def _timed(call: Callable[[], Any], device: str) -> float:
         call()
     finish()
     times: list[float] = []
-    while sum(times) < _CALIBRATION_S:
+    while sum(times) < _CALIBRATION_S or len(times) < _CALLS:
         began = time.perf_counter()
         call()
         finish()
