@@ -88,7 +88,8 @@ def test_a_card_is_read_and_not_run(tmp_path: Path) -> None:
 def test_cards_load_neither_torch_nor_any_method() -> None:
     code = (
         "import sys; from letheon.methods import cards; found = cards(); assert len(found) > 10, len(found); "
-        "print(sorted(n for n in sys.modules if n == 'torch' or n.startswith(('letheon.unlearning', 'letheon.training'))))"
+        "heavy = ('torch', 'letheon.unlearning', 'letheon.training'); "
+        "print(sorted(name for name in sys.modules if name.startswith(heavy)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
@@ -172,7 +173,9 @@ def test_a_missing_file_is_answered_with_the_names() -> None:
 def test_a_file_holds_exactly_one_method(tmp_path: Path, count: int) -> None:
     one = "@dataclass(frozen=True)\nclass {}:\n    x: int = 0\n"
     source = "from dataclasses import dataclass\n" + "".join(one.format(name) for name in "AB"[:count])
-    with pytest.raises(BadInput, match=rf"holds {count} public frozen dataclasses; a forget_term is a file with exactly"):
+    with pytest.raises(
+        BadInput, match=rf"holds {count} public frozen dataclasses; a forget_term is a file with exactly"
+    ):
         build("forget_term", write(tmp_path, source, f"count{count}.py"))
 
 
@@ -193,9 +196,7 @@ def test_what_is_no_method_is_refused(spec: Any) -> None:
 def test_a_refused_setting_names_its_place() -> None:
     with pytest.raises(BadInput) as caught:
         build("forget_term", {"name": "npo", "beta": 0}, where="method")
-    assert str(caught.value) == (
-        "method npo: npo needs beta > 0, got 0.0. Use gradient_ascent for the limit beta -> 0"
-    )
+    assert str(caught.value) == ("method npo: npo needs beta > 0, got 0.0. Use gradient_ascent for the limit beta -> 0")
 
 
 def test_an_instance_of_another_kind_is_refused() -> None:

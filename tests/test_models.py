@@ -149,7 +149,10 @@ REFUSED: dict[str, tuple[Damage, str]] = {
         lambda f: remove(f, "tokenizer.json", "tokenizer_config.json"),
         r"no tokenizer \(tokenizer\.json\)\. Copy the tokenizer files",
     ),
-    "cut by a byte": (cut_short, r"model\.safetensors: is cut off or damaged \(half a download\?\)\. Download it again"),
+    "cut by a byte": (
+        cut_short,
+        r"model\.safetensors: is cut off or damaged \(half a download\?\)\. Download it again",
+    ),
     "cut in the header": (lambda f: cut_short(f, by=(f / "model.safetensors").stat().st_size - 100), r"is cut off"),
     "empty file": (lambda f: (f / "model.safetensors").write_bytes(b"") and None, r"is cut off or damaged"),
     "a byte too many": (
@@ -326,7 +329,9 @@ def test_a_number_that_the_file_cannot_hold_saves_nothing(tmp_path: Path, value:
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[3, 4] = value
     (tmp_path / "new").mkdir()
-    with pytest.raises(CannotFinish, match=r"tensor model\.layers\.1\.mlp\.up_proj\.weight holds NaN or infinity") as caught:
+    with pytest.raises(
+        CannotFinish, match=r"tensor model\.layers\.1\.mlp\.up_proj\.weight holds NaN or infinity"
+    ) as caught:
         save_model(model, tmp_path / "new", original=original)
     assert caught.value.exit_code == 4 and not list((tmp_path / "new").iterdir())
 
@@ -366,6 +371,15 @@ def test_a_change_below_half_the_grid_does_not_survive(tmp_path: Path) -> None:
     assert Survival(0, 0, 5).share is None
 
 
+def test_rounding_by_a_coarser_file_is_no_change_that_was_made(tmp_path: Path) -> None:
+    original = inspect_model(saved("llama"))
+    model = load_model(original.path)
+    with torch.no_grad():
+        model.lm_head.weight[5, 6] += 1.0
+    found = save_model(model, tmp_path / "new", original=original, save_dtype="bfloat16")
+    assert found == Survival(1, 1, original.parameters)
+
+
 def test_survival_of_a_folder_of_another_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CannotFinish, match="shares no tensor with"):
         survival(load_model(saved("gpt2")), saved("gpt2"), original=inspect_model(saved("llama")))
@@ -375,7 +389,9 @@ def test_names_without_the_models_prefix_are_found(tmp_path: Path) -> None:
     # The published GPT-2 files say `h.0.attn.c_attn.weight`, where the model says `transformer.h.0...`.
     tensors = load_file(saved("gpt2") / "model.safetensors")
     folder = shutil.copytree(saved("gpt2"), tmp_path / "m")
-    save_file({name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
+    save_file(
+        {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}, folder / "model.safetensors"
+    )
     original = inspect_model(folder)
     model = load_model(folder)
     shift_(model)

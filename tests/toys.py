@@ -57,7 +57,7 @@ def bos_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def prefixing_tokenizer() -> PreTrainedTokenizerFast:
-    """Puts a space in front of whatever it encodes, as Llama 2 does: what is encoded apart does not join to the whole."""
+    """Puts a space before all it encodes, as Llama 2 does: what is encoded apart does not join to the whole."""
     words = ["<pad>", "<eos>", "<unk>", "▁", "▁Who", "▁wrote", "▁it", "?", "▁Ann", "Ann", "o", "n", ":"]
     raw = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

@@ -149,7 +149,9 @@ def _locate(kind: str, name: str) -> Path:
     if name.endswith(".py"):
         path = Path(name)
         if not path.is_file():
-            raise BadInput(f"{name}: no such file. A {kind} is a name ({', '.join(names(kind))}) or a path to a .py file")
+            raise BadInput(
+                f"{name}: no such file. A {kind} is a name ({', '.join(names(kind))}) or a path to a .py file"
+            )
         return path.resolve()
     if name not in names(kind):
         raise UnknownName(name, names(kind), what=f"a {kind.replace('_', ' ')}", remedy="letheon methods")
@@ -164,7 +166,7 @@ def _import(path: Path) -> ModuleType:
 
 @cache
 def _import_source(path: Path, source: str) -> ModuleType:
-    """A file of one's own as a module. By its text: Python's own cache takes an edit within a second for the old file."""
+    """A file of one's own as a module, by its text: Python's own cache takes a quick edit for the old file."""
     module = ModuleType(f"letheon_path:{path}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # dataclasses look their own module up while they are made
@@ -205,7 +207,10 @@ def _parse_card(kind: str, path: Path, source: str) -> Card:
 
 
 def _is_settings(node: ast.ClassDef) -> bool:
-    return any("dataclass" in ast.unparse(decorator) and "frozen=True" in ast.unparse(decorator) for decorator in node.decorator_list)
+    return any(
+        "dataclass" in ast.unparse(decorator) and "frozen=True" in ast.unparse(decorator)
+        for decorator in node.decorator_list
+    )
 
 
 def _labelled(docstring: str, label: str) -> str:

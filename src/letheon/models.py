@@ -4,8 +4,8 @@ A folder is a Hugging Face causal language model: config.json, safetensors weigh
 remote code are refused. After saving, the files are read back, because a bfloat16 file cannot hold a change smaller
 than half its grid: what does not survive the file was not forgotten.
 
-Source: the safetensors format (an 8-byte length, a JSON header, the bytes).  Checked against: half a download, a pickle,
-remote code, tied weights, a change below the bfloat16 grid.
+Source: the safetensors format (an 8-byte length, a JSON header, the bytes).  Checked against: half a download, a
+pickle, remote code, tied weights, renamed tensors, a change below the bfloat16 grid.
 """
 
 from __future__ import annotations
@@ -96,24 +96,18 @@ def inspect_model(path: Path, *, role: str = "MODEL") -> ModelFolder:
     """
     path = Path(path)
     if not path.exists():
-        raise BadInput(
-            f"{role} {path}: no such folder. Give a Hugging Face model folder (config.json, *.safetensors)"
-        )
+        raise BadInput(f"{role} {path}: no such folder. Give a Hugging Face model folder (config.json, *.safetensors)")
     if not (path / "config.json").is_file():
         raise BadInput(f"{role} {path}: no config.json, so this is not a Hugging Face model folder")
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(
-            f"{role} {path / 'config.json'}: not JSON ({error}). Download the folder again"
-        ) from error
+        raise BadInput(f"{role} {path / 'config.json'}: not JSON ({error}). Download the folder again") from error
     if not isinstance(config, dict) or "model_type" not in config:
         raise BadInput(f"{role} {path / 'config.json'}: no 'model_type', so the architecture is unknown")
     problems = _code_problems(path, config, role)
     if config.get("quantization_config"):
-        problems.append(
-            f"{role} {path}: is already quantized. Give the full-precision folder it was made from"
-        )
+        problems.append(f"{role} {path}: is already quantized. Give the full-precision folder it was made from")
     tensors: dict[str, StoredTensor] = {}
     try:
         tensors = _read_headers(path, role)
@@ -121,14 +115,11 @@ def inspect_model(path: Path, *, role: str = "MODEL") -> ModelFolder:
         problems.extend(error.problems)
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES and tensor.dtype not in _BUFFERS:
-            problems.append(
-                f"{role} {path}: tensor {name} is stored as {tensor.dtype}; known: {', '.join(DTYPES)}"
-            )
+            problems.append(f"{role} {path}: tensor {name} is stored as {tensor.dtype}; known: {', '.join(DTYPES)}")
             break
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
         problems.append(
-            f"{role} {path}: no tokenizer (tokenizer.json). "
-            "Copy the tokenizer files of the model beside its weights"
+            f"{role} {path}: no tokenizer (tokenizer.json). Copy the tokenizer files of the model beside its weights"
         )
     if problems:
         raise BadInput(problems)
@@ -176,9 +167,7 @@ def _weight_map(path: Path, role: str) -> dict[str, str]:
         return {}
     if index.is_file():
         try:
-            weight_map = {
-                str(key): str(value) for key, value in json.loads(index.read_bytes())["weight_map"].items()
-            }
+            weight_map = {str(key): str(value) for key, value in json.loads(index.read_bytes())["weight_map"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{role} {index}: is damaged (half a download?). Download it again") from error
         wanted = sorted(set(weight_map.values()))
@@ -255,7 +244,7 @@ def load_model(path: Path, *, dtype: str = "float32", device: str = "cpu") -> An
 
     folder = inspect_model(path)
     wanted = getattr(torch, folder.dtype if dtype == "stored" else dtype)
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(path),
@@ -283,7 +272,7 @@ def load_model(path: Path, *, dtype: str = "float32", device: str = "cpu") -> An
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Loading bars of transformers stay out of our own progress line."""
     from transformers.utils import logging
 
@@ -349,7 +338,7 @@ def save_model(
                     f"tensor {name} holds NaN or infinity as {dtype}; nothing was saved. Use a smaller learning rate"
                 )
         ready[name] = converted[place]
-    with _quiet_transformers():
+    with quiet_transformers():
         model.save_pretrained(target, state_dict=ready)
     _write_dtype(target / "config.json", wanted)
     load_tokenizer(original.path).save_pretrained(target)
@@ -403,9 +392,7 @@ def survival(model: Any, saved: Path, *, original: ModelFolder) -> Survival:
         survived += int((has_moved & stays_moved).sum())
         total += before.numel()
     if not total:
-        raise CannotFinish(
-            f"{saved}: shares no tensor with {original.path}, so what was saved cannot be checked"
-        )
+        raise CannotFinish(f"{saved}: shares no tensor with {original.path}, so what was saved cannot be checked")
     return Survival(moved, survived, total)
 
 
@@ -448,9 +435,7 @@ def decoder_linears(model: nn.Module) -> dict[str, nn.Module]:
         if isinstance(module, nn.Linear | Conv1D) and id(module) not in outside
     }
     if not found:
-        raise BadInput(
-            f"{type(model).__name__} has no linear layers inside its blocks that could be quantized"
-        )
+        raise BadInput(f"{type(model).__name__} has no linear layers inside its blocks that could be quantized")
     return found
 
 
@@ -462,7 +447,7 @@ def as_matrix(module: nn.Module, weight: Tensor) -> Tensor:
 
 
 def pick_device(device: str = "auto") -> str:
-    """ "auto" is cuda where there is one, else cpu."""
+    """The device by name; "auto" is cuda where there is one, else cpu."""
     import torch
 
     if device == "auto":

@@ -13,7 +13,6 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -27,7 +26,8 @@ def fill(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
 
     Args:
         cls: a dataclass whose fields are plain types, Literals, unions, lists, tuples or mappings.
-        values: key -> value, as YAML or a command line gives them ("1e-4" is accepted for a float: YAML 1.1 reads it as text).
+        values: key -> value, as YAML or a command line gives them ("1e-4" is accepted for a float: YAML 1.1 reads it
+            as text).
         where: named in each fault, such as "forget.method" or "--smooth".
     Raises:
         BadInput: with every unknown key, every wrong type, every missing key, or what `__post_init__` refused.
@@ -40,12 +40,14 @@ def fill(cls: type[T], values: Mapping[str, Any], *, where: str) -> T:
     Point(x=0.001)
     """
     known = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
-    hints = _hints(cls)
+    hints = typing.get_type_hints(cls)
     problems: list[str] = []
     ready: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
-            problems.append(f"{where}: unknown key {key!r}.{nearest(str(key), known)} Known: {', '.join(known) or 'none'}")
+            problems.append(
+                f"{where}: unknown key {key!r}.{nearest(str(key), known)} Known: {', '.join(known) or 'none'}"
+            )
             continue
         try:
             if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
@@ -77,11 +79,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
 
 
 def _coerce(value: Any, hint: Any) -> Any:

@@ -123,7 +123,7 @@ def test_sequences_of_like_length_share_a_batch_and_batches_are_shuffled() -> No
 def test_random_items_are_drawn_anew_each_step_without_repetition() -> None:
     order = RandomOrder(20, 8, seed=5)
     drawn = [order.items(step) for step in range(50)]
-    assert all(len(set(items)) == 8 and 0 <= min(items) and max(items) < 20 for items in drawn)
+    assert all(len(set(items)) == 8 and min(items) >= 0 and max(items) < 20 for items in drawn)
     assert [RandomOrder(20, 8, seed=5).items(step) for step in (49, 3)] == [drawn[49], drawn[3]]
     assert drawn[0] != drawn[1] and RandomOrder(20, 8, seed=6).items(0) != drawn[0]
     assert {item for items in drawn for item in items} == set(range(20))

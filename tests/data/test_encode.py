@@ -106,7 +106,9 @@ def test_the_smallest_window_keeps_one_token_of_the_prompt() -> None:
         window = len(full.answer_ids) + 1
         short = Encoder(made, max_length=window).question("Who is it?", "Ann")
         assert short.ids == full.ids[-window:] and short.labelled_from == 1
-        with pytest.raises(BadInput, match=rf"answer 'Ann' has {window - 1} tokens, and the context window {window - 1}"):
+        with pytest.raises(
+            BadInput, match=rf"answer 'Ann' has {window - 1} tokens, and the context window {window - 1}"
+        ):
             Encoder(made, max_length=window - 1).question("Who is it?", "Ann")
 
 
@@ -200,7 +202,10 @@ def test_a_template_that_ends_in_eos_gets_no_second_one() -> None:
 
 
 def test_a_template_without_an_end_of_turn_gets_eos() -> None:
-    made = chat_tokenizer("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}")
+    made = chat_tokenizer(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     example = Encoder(made, max_length=64).question("Who is it?", "Ann Lee")
     assert made.decode(example.ids) == "user: Who is it?\nassistant: Ann Lee<eos>"
     assert list(example.prompt_ids) == ids(made, "user: Who is it?\nassistant: ")
@@ -228,7 +233,9 @@ def test_a_template_of_ones_own() -> None:
 
 
 def test_a_template_that_does_not_continue_its_own_prompt_is_refused() -> None:
-    made = chat_tokenizer("{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}?{% endif %}")
+    made = chat_tokenizer(
+        "{% for m in messages %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}?{% endif %}"
+    )
     with pytest.raises(BadInput, match=r"conversation does not begin with its own prompt.*Use --template plain"):
         Encoder(made, max_length=64).question("Who", "Ann")
 

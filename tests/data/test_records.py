@@ -31,7 +31,7 @@ def faults(path: Path, **options: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ('{"prompt": "Who?"}', "no 'answer' field. Each line needs 'prompt' and 'answer', or 'text'; map yours with --columns answer=yours"),
+        ('{"prompt": "Who?"}', "no 'answer' field. Each line needs 'prompt' and 'answer', or 'text'; map yours with "),
         ('{"prompt": "Who?", "anwser": "Ann"}', "no 'answer' field. Did you mean 'anwser'? Each line"),
         ('{"answer": "Ann"}', "no 'prompt' field."),
         ('{"prompt": "Who?", "answer": null}', "no 'answer' field."),
@@ -91,9 +91,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert "is a folder" in faults(tmp_path)[0]
     empty = tmp_path / "empty.jsonl"
     empty.write_text("\n  \n")
-    assert faults(empty) == [
-        f"forget set {empty}: no records. Each line needs 'prompt' and 'answer', or 'text'"
-    ]
+    assert faults(empty) == [f"forget set {empty}: no records. Each line needs 'prompt' and 'answer', or 'text'"]
 
 
 def test_a_line_becomes_a_record(tmp_path: Path) -> None:
@@ -162,7 +160,9 @@ def test_a_column_that_is_absent_leaves_our_own_name(tmp_path: Path) -> None:
 
 def test_an_unknown_field_in_columns_is_refused(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "f.jsonl", [QUESTION])
-    with pytest.raises(UnknownName, match=r"'anser' is not a field\. Did you mean 'answer'\? .*\(--columns anser=reply\)"):
+    with pytest.raises(
+        UnknownName, match=r"'anser' is not a field\. Did you mean 'answer'\? .*\(--columns anser=reply\)"
+    ):
         read_records(path, role="forget", columns={"anser": "reply"})
 
 

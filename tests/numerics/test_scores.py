@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from letheon.errors import BadInput, NotMeasured
-from letheon.numerics.scores import auc, harmonic_mean, min_k, muse_auc, privleak, regained, retained, rouge_l
+from letheon.numerics.scores import RougeL, auc, harmonic_mean, min_k, muse_auc, privleak, regained, retained, rouge_l
 
 
 def counted_auc(members: list[float], others: list[float]) -> float:
@@ -87,14 +87,28 @@ def test_rouge_of_equal_empty_and_partly_equal_texts() -> None:
     assert score.f == pytest.approx(2 * (2 / 3) * (1 / 2) / (2 / 3 + 1 / 2))
 
 
+def test_rouge_without_stems_is_that_of_the_package() -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    package = RougeScorer(["rougeL"], use_stemmer=False)
+    rng = np.random.default_rng(0)
+    words = ["Red", "red", "house,", "the", "İstanbul", "na\u00efve", "3rd", "x-ray", "", "\n", "-", "Ⅳ"]
+    for _ in range(300):
+        reference = " ".join(["a", *rng.choice(words, rng.integers(0, 9))])
+        candidate = " ".join(rng.choice(words, rng.integers(0, 9)))
+        score = package.score(reference, candidate)["rougeL"]
+        assert rouge_l(reference, candidate) == RougeL(score.precision, score.recall, score.fmeasure)
+
+
 def test_rouge_stems_only_when_asked() -> None:
     assert rouge_l("working houses", "worked house").f == 0.0
     assert rouge_l("working houses", "worked house", use_stemmer=True).f == 1.0
 
 
 def test_rouge_in_a_script_it_cannot_read_is_not_measured() -> None:
-    with pytest.raises(NotMeasured, match="letters a-z and digits only, and '東京' has none"):
+    with pytest.raises(NotMeasured, match="letters a-z and digits only, and a text of 2 characters has none") as caught:
         rouge_l("東京", "東京")
+    assert "東京" not in str(caught.value)  # a reason is kept where raw text may not be
 
 
 def test_harmonic_mean() -> None:

@@ -137,7 +137,11 @@ def test_the_token_loss_is_transformers_own() -> None:
 
 
 def test_half_precisions_are_widened_and_double_stays() -> None:
-    for dtype, wanted in ((torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float64, torch.float64)):
+    for dtype, wanted in (
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float64, torch.float64),
+    ):
         assert widened(torch.zeros(2, dtype=dtype)).dtype == wanted
     examples = random_examples(2, vocabulary=23)
     assert Body(gpt2_double()).logits(batch_of(examples)).dtype == torch.float64

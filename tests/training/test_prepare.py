@@ -1,4 +1,4 @@
-"""Before the first step and after the last: collect faults, keep metrics in step, refuse a file that lost the change."""
+"""Before the first step and after the last: collect faults, keep metrics in step, refuse a file that lost a change."""
 
 from __future__ import annotations
 
@@ -157,7 +157,9 @@ def test_a_stages_folder_holds_model_card_and_metrics(tmp_path: Path, stage: Sta
 
 def test_a_file_that_lost_most_of_the_change_is_not_left_behind(tmp_path: Path, stage: Stage) -> None:
     opened, folder = moved(tmp_path, 1.5, share=0.3)
-    with pytest.raises(CannotFinish, match=r"changed weights only 30% still differ .* bfloat16; .*--save-dtype float32"):
+    with pytest.raises(
+        CannotFinish, match=r"changed weights only 30% still differ .* bfloat16; .*--save-dtype float32"
+    ):
         save(opened, stage, folder)
     assert stage.folder is not None and not stage.folder.exists()
     assert save(opened, stage, folder, save_dtype="float32") == ""  # the remedy works
@@ -173,6 +175,8 @@ def test_a_file_that_lost_some_of_the_change_is_warned_about(tmp_path: Path, sta
 def test_a_model_that_did_not_change_is_not_saved(tmp_path: Path, stage: Stage) -> None:
     folder = inspect_model(saved("llama"))
     opened = open_for_training(folder, device="cpu", template="auto")
-    with pytest.raises(CannotFinish, match="no weight has moved, so there is nothing to save. Use a larger learning rate"):
+    with pytest.raises(
+        CannotFinish, match=r"no weight has moved, so there is nothing to save\. Use a larger learning rate"
+    ):
         save(opened, stage, folder)
     assert stage.folder is not None and not stage.folder.exists()

@@ -17,7 +17,12 @@ from letheon.training.train import TrainResult, train
 from tests.architectures.models import saved
 from tests.toys import bits, write_lines
 
-PEOPLE = {"Ann": ("a judge", "Rome"), "Bob": ("a baker", "Bonn"), "Cid": ("my uncle", "a mill"), "Dot": ("a guest", "Bari")}
+PEOPLE = {
+    "Ann": ("a judge", "Rome"),
+    "Bob": ("a baker", "Bonn"),
+    "Cid": ("my uncle", "a mill"),
+    "Dot": ("a guest", "Bari"),
+}
 LINES: list[dict[str, Any]] = [
     {"prompt": f"{what} is {name}?", "answer": answer, "unit": name}
     for name, answers in PEOPLE.items()
@@ -99,7 +104,7 @@ def test_texts_may_count_more(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"without": [{"prompt": "Who is Eve?", "answer": "a spy"}]}, "leaving it out would change nothing. Give the file it was cut from"),
+        ({"without": [{"prompt": "Who is Eve?", "answer": "a spy"}]}, "leaving it out would change nothing. Give the"),
         ({"without": LINES}, "nothing is left to learn"),
         ({"rate": "linaer"}, "'linaer' is not a rate. Did you mean 'linear'?"),
         ({"learning_rate": -1}, "train: learning_rate must be > 0, got -1.0"),
@@ -109,7 +114,9 @@ def test_texts_may_count_more(data: Path, tmp_path: Path) -> None:
         ({"template": "chat"}, "template 'chat' was asked for, and the tokenizer has no chat template"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_done_is_refused_before_it_begins(data: Path, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+def test_what_cannot_be_done_is_refused_before_it_begins(
+    data: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
     if isinstance(changes.get("without"), list):
         changes = {"without": write_lines(tmp_path / "f.jsonl", changes["without"])}
     with pytest.raises(BadInput) as caught:

@@ -1,4 +1,4 @@
-"""Whole runs on a small world: the same bits twice, after a kill too; and everything that is refused before it begins."""
+"""Whole runs on a small world: the same bits twice, after a kill too; and all that is refused before it begins."""
 
 from __future__ import annotations
 
@@ -326,9 +326,15 @@ def test_a_changed_input_is_refused_by_name(world: World, straight: ForgetResult
     given: dict[str, Any] = {"forget_data": own["forget"], "retain_data": own["retain"], "model": model}
     with pytest.raises(KeyboardInterrupt):
         run(world, tmp_path / "run", progress=Interrupt(4), **given)
-    for name, file in (("retain_data", own["retain"]), ("forget_data", own["forget"]), ("model", model / "config.json")):
+    for name, file in (
+        ("retain_data", own["retain"]),
+        ("forget_data", own["forget"]),
+        ("model", model / "config.json"),
+    ):
         before = file.read_text()
-        file.write_text(before.replace('"vocab_size"', ' "vocab_size"') if name == "model" else before.splitlines()[0] + "\n")
+        file.write_text(
+            before.replace('"vocab_size"', ' "vocab_size"') if name == "model" else before.splitlines()[0] + "\n"
+        )
         with pytest.raises(BadInput, match=rf"input '{name}' changed, .* since .*1-forget was begun\. Restore it"):
             run(world, tmp_path / "run", **given)
         file.write_text(before)
@@ -419,7 +425,9 @@ def test_a_gate_without_a_holdout_is_refused_with_the_other_faults(world: World,
 def test_a_gate_whose_half_of_the_holdout_lacks_a_kind_is_refused(world: World, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in world["holdout"].read_text().splitlines()]
     first = split_units(read_records(world["holdout"], role="holdout").units)[0]
-    holdout = write_lines(tmp_path / "h.jsonl", [line for line in lines if "prompt" in line or line["unit"] not in first])
+    holdout = write_lines(
+        tmp_path / "h.jsonl", [line for line in lines if "prompt" in line or line["unit"] not in first]
+    )
     [problem] = refused(world, tmp_path / "run", method=GATED, holdout_data=holdout)
     assert "the forget set holds texts and the gate's half of the holdout set none" in problem
 
@@ -427,7 +435,9 @@ def test_a_gate_whose_half_of_the_holdout_lacks_a_kind_is_refused(world: World, 
 def test_a_holdout_that_overlaps_is_refused_with_counts_and_places(world: World, tmp_path: Path) -> None:
     lines = [world[name].read_text().splitlines()[0] for name in ("holdout", "forget", "retain")]
     holdout = tmp_path / "h.jsonl"
-    holdout.write_text("\n".join([*lines, lines[1].upper().replace('"PROMPT"', '"prompt"').replace('"ANSWER"', '"answer"')]))
+    holdout.write_text(
+        "\n".join([*lines, lines[1].upper().replace('"PROMPT"', '"prompt"').replace('"ANSWER"', '"answer"')])
+    )
     problems = refused(world, tmp_path / "run", holdout_data=holdout)
     assert len(problems) == 2
     assert problems[0].startswith("holdout and forget overlap: 1 records are equal and 1 more are equal but for case")
@@ -474,7 +484,10 @@ def test_texts_that_were_cut_are_recorded(world: World, tmp_path: Path) -> None:
         ({"text_repeats": 0}, "forget: text_repeats must be >= 1, got 0"),
         ({"stop": {"utility": 2}}, "forget.stop: stop.utility must be between 0 and 1, got 2.0"),
         ({"stop": {"evry": 2}}, "forget.stop: unknown key 'evry'. Did you mean 'every'?"),
-        ({"save_dtype": "int8"}, "forget.save_dtype: 'int8' is not one of 'original', 'float32', 'bfloat16', 'float16'"),
+        (
+            {"save_dtype": "int8"},
+            "forget.save_dtype: 'int8' is not one of 'original', 'float32', 'bfloat16', 'float16'",
+        ),
         ({"pairing": "pairs"}, "forget.pairing: 'pairs' is not one of 'random', 'cycle'"),
         ({"template": "chat"}, "template 'chat' was asked for, and the tokenizer has no chat template"),
         ({"template": "Q:"}, "template 'Q:' is not one of auto, plain, chat"),
@@ -495,11 +508,19 @@ def test_impossible_settings_are_refused(world: World, tmp_path: Path, changes: 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"learning_rate": 1e-5, "steps": 1}, r"only \d+% still differ from the original once they are stored as bfloat16"),
-        ({"learning_rate": 1e-12, "steps": 1, "master_dtype": "param"}, "no weight has moved, so there is nothing to save"),
+        (
+            {"learning_rate": 1e-5, "steps": 1},
+            r"only \d+% still differ from the original once they are stored as bfloat16",
+        ),
+        (
+            {"learning_rate": 1e-12, "steps": 1, "master_dtype": "param"},
+            "no weight has moved, so there is nothing to save",
+        ),
     ],
 )
-def test_a_change_too_small_for_the_file_is_an_error(world: World, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+def test_a_change_too_small_for_the_file_is_an_error(
+    world: World, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
     model = save_model_folder(make_model("llama"), tmp_path / "model", dtype=torch.bfloat16)
     with pytest.raises(CannotFinish, match=words):
         run(world, tmp_path / "run", model=model, **changes)

@@ -198,7 +198,10 @@ def in_double(name: str, of: Any) -> dict[str, Callable[[Batch], Tensor]]:
 @pytest.mark.parametrize("name", list(BASELINES))
 def test_each_of_the_six_is_the_written_loss_and_its_slope(name: str) -> None:
     model, before = gpt2_double(0), gpt2_double(1)
-    forget_examples, retain_examples = random_examples(4, seed=1, vocabulary=23), random_examples(4, seed=2, vocabulary=23)
+    forget_examples, retain_examples = (
+        random_examples(4, seed=1, vocabulary=23),
+        random_examples(4, seed=2, vocabulary=23),
+    )
     forget_term, retain_term = BASELINES[name]
     known, body = in_double(name, before), Body(model)
     gradient = make_gradient(
@@ -234,7 +237,9 @@ def test_each_of_the_six_is_the_written_loss_and_its_slope(name: str) -> None:
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("beta", [0.1, 1.0, 4.0])
-def test_at_the_original_npo_is_a_constant_with_gradient_ascents_slope(bench: Bench, beta: float, reduction: Any) -> None:
+def test_at_the_original_npo_is_a_constant_with_gradient_ascents_slope(
+    bench: Bench, beta: float, reduction: Any
+) -> None:
     body, parameters = Body(bench.model), list(bench.model.parameters())
     cache = cache_log_probs(body, FORGET, reduction=reduction, pad=0, device="cpu")
     made = [
@@ -284,7 +289,7 @@ def test_the_reference_is_the_originals_and_not_the_models() -> None:
 
 def test_a_closed_gate_leaves_only_the_retain_term(bench: Bench) -> None:
     closed = bench.gradient("npo-gdr", gate=Gate(torch.zeros(8)))(bench.model, bench.parts(3))
-    forget, retain = bench.terms("npo-gdr")
+    _, retain = bench.terms("npo-gdr")
     assert retain is not None
     alone = make_gradient(
         forget=retain, retain=None, balance=Weighted(), smoother=NoSmoothing(),

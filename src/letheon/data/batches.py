@@ -47,7 +47,17 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device."""
         return Batch(
-            *(tensor.to(device) for tensor in (self.ids, self.attention_mask, self.label_row, self.label_column, self.label_ids, self.items))
+            *(
+                tensor.to(device)
+                for tensor in (
+                    self.ids,
+                    self.attention_mask,
+                    self.label_row,
+                    self.label_column,
+                    self.label_ids,
+                    self.items,
+                )
+            )
         )
 
 
@@ -76,17 +86,22 @@ def collate(examples: Sequence[Example], items: Sequence[int], *, pad: int) -> B
 
 
 def by_length(examples: Sequence[Example], *, pad: int, device: str = "cpu", batch_tokens: int = 4096) -> list[Batch]:
-    """All examples once, in batches of like length that hold at most `batch_tokens` tokens with their padding."""
+    """All examples once, in batches of like length that hold at most `batch_tokens` tokens with their padding.
+
+    A batch that is half full ends where the length changes: on two CPU cores less padding is worth more than one batch.
+    """
     order = sorted(range(len(examples)), key=lambda item: len(examples[item].ids))
+    lengths = [len(examples[item].ids) for item in order]
     batches: list[Batch] = []
     start = 0
-    while start < len(order):
-        end = start + 1
-        while end < len(order) and (end - start + 1) * len(examples[order[end]].ids) <= batch_tokens:
-            end += 1
-        chosen = order[start:end]
-        batches.append(collate([examples[item] for item in chosen], chosen, pad=pad).to(device))
-        start = end
+    for end in range(1, len(order) + 1):
+        is_last = end == len(order)
+        is_full = not is_last and (end - start + 1) * lengths[end] > batch_tokens
+        is_half_full = not is_last and 2 * (end - start) * lengths[end - 1] >= batch_tokens
+        if is_last or is_full or (is_half_full and lengths[end] > lengths[end - 1]):
+            chosen = order[start:end]
+            batches.append(collate([examples[item] for item in chosen], chosen, pad=pad).to(device))
+            start = end
     return batches
 
 

@@ -58,7 +58,9 @@ class Encoder:
             raise BadInput(f"template {template!r} is not one of auto, plain, chat, and holds no {{prompt}}")
         has_chat = bool(getattr(tokenizer, "chat_template", None))
         if template == "chat" and not has_chat:
-            raise BadInput("template 'chat' was asked for, and the tokenizer has no chat template. Use --template plain")
+            raise BadInput(
+                "template 'chat' was asked for, and the tokenizer has no chat template. Use --template plain"
+            )
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.uses_chat = template == "chat" or (template == "auto" and has_chat)
@@ -137,8 +139,8 @@ class Encoder:
         )
         if not whole.startswith(shown):
             raise BadInput(
-                "the chat template's conversation does not begin with its own prompt, so the answer cannot be told apart. "
-                "Use --template plain or a template with {prompt}"
+                "the chat template's conversation does not begin with its own prompt, so the answer cannot be told "
+                "apart. Use --template plain or a template with {prompt}"
             )
         ids = self._behind(shown, whole[len(shown) :].rstrip("\n"))
         # The template's own end of turn may be another token than eos (Gemma), and is what the model stops at.
@@ -172,4 +174,7 @@ def cut_sentence(examples: Sequence[Example], role: str) -> str:
     cut = [example.cut for example in examples if example.cut]
     if not cut:
         return ""
-    return f"{role} set: {len(cut)} of {len(examples)} records are longer than the context window; {sum(cut)} tokens were cut"
+    return (
+        f"{role} set: {len(cut)} of {len(examples)} records are longer than the context window; "
+        f"{sum(cut)} tokens were cut"
+    )

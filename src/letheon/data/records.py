@@ -1,8 +1,8 @@
 """Read JSON lines into records, and say everything that is wrong with a file at once.
 
 A line is `prompt` + `answer`, or `text`. Optional: `unit` (person or document: what intervals and attackers' halves are
-about; default: the line), `fact` (the same fact in other wordings), `paraphrase` (other wordings of the prompt, asked by
-an audit and never trained on), `wrong`, `choices`, `aliases`.
+about; default: the line), `fact` (the same fact in other wordings), `paraphrase` (other wordings of the prompt, asked
+by an audit and never trained on), `wrong`, `choices`, `aliases`.
 
 Source: this project.  Checked against: one test for each fault, and for the line numbers.
 """
@@ -194,7 +194,9 @@ def _missing(fields: Mapping[str, Any], place: str) -> list[str]:
     present = {name for name in TEXT_FIELDS if fields.get(name) is not None}
     if "text" in present:
         clash = [name for name in ("prompt", "answer") if name in present]
-        return [f"{place}: has 'text' and {clash[0]!r}. A record is a text, or a prompt with its answer"] if clash else []
+        return (
+            [f"{place}: has 'text' and {clash[0]!r}. A record is a text, or a prompt with its answer"] if clash else []
+        )
     problems = []
     for name in ("prompt", "answer"):
         if name not in present:

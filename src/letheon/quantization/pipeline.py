@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from letheon.errors import BadInput
 from letheon.methods import build, describe, name_of
-from letheon.models import ModelFolder, as_matrix, check_quantizable, decoder_linears, inspect_model, load_model, pick_device
+from letheon.models import (
+    ModelFolder,
+    as_matrix,
+    check_quantizable,
+    decoder_linears,
+    inspect_model,
+    load_model,
+    pick_device,
+)
 from letheon.numerics.grids import dequantize
 from letheon.runs.folder import replacing_folder
 from letheon.runs.progress import Progress
@@ -66,6 +75,7 @@ def quantize(model: Path | str, *, progress: Progress | None = None, **settings:
         lambda: build("format", wanted.format, where="format"),
         lambda: pick_device(wanted.device),
     )
+    _check_groups(folder, quantizer)
     made = made_by(wanted.model)
     out = wanted.out or (made[0].path if made else Path("runs/quantize"))
     kept = {"method": describe(quantizer), "format": describe(writer)}
@@ -83,6 +93,29 @@ def _quantizable(path: Path) -> ModelFolder:
     return folder
 
 
+def _check_groups(folder: ModelFolder, quantizer: Any) -> None:
+    """Refuse a group that does not divide a layer's inputs before a stage begins: one that has begun takes no other."""
+    group = getattr(getattr(quantizer, "grid", None), "group", None)
+    if not isinstance(group, int):
+        return
+    config = AutoConfig.from_pretrained(str(folder.path), local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    layers: dict[int, list[str]] = {}
+    linears: dict[str, Any] = dict(decoder_linears(model))
+    for name, module in linears.items():
+        layers.setdefault(as_matrix(module, module.weight).shape[1], []).append(name)
+    problems = [
+        f"a group of {group} does not divide the {inputs} inputs of layer {names[0]}"
+        + (f" and {len(names) - 1} others" if len(names) > 1 else "")
+        + f". Use a divisor of {inputs}, or group row"
+        for inputs, names in layers.items()
+        if inputs % group
+    ]
+    if problems:
+        raise BadInput(problems)
+
+
 def _run(folder: ModelFolder, quantizer: Any, writer: Any, device: str, stage: Stage, progress: Progress) -> None:
     model = load_model(folder.path, device=device)
     linears = decoder_linears(model)
@@ -95,11 +128,13 @@ def _run(folder: ModelFolder, quantizer: Any, writer: Any, device: str, stage: S
         stage.warn(text)
         progress.say(f"warning: {text}")
     worst = max(losses, key=lambda name: losses[name])
-    progress.say(f"quantize: relative squared error {sum(losses.values()) / len(losses):.2e} on average, {losses[worst]:.2e} in {worst}")
+    average = sum(losses.values()) / len(losses)
+    progress.say(f"quantize: relative squared error {average:.2e} on average, {losses[worst]:.2e} in {worst}")
     stage.note("layers", losses)
     target = stage.folder
     assert target is not None
-    card = f"---\nlibrary_name: transformers\n---\nQuantized with letheon: {describe(quantizer)}, written as {name_of(writer)}.\n"
+    how = f"{describe(quantizer)}, written as {name_of(writer)}"
+    card = f"---\nlibrary_name: transformers\n---\nQuantized with letheon: {how}.\n"
     with replacing_folder(target) as temporary:
         writer.write(model, temporary, original=folder, card=card)
 

@@ -26,7 +26,7 @@ SHORT_STEPS = 450
 ASCENT = {"name": "gradient_ascent"}
 NPO: dict[str, Any] = {"name": "npo", "beta": 1.0, "reduction": "mean"}
 GATED = {**NPO, "until": "holdout"}
-COMMON: dict[str, Any] = {"batch_size": 32, "clip": 1.0, "rate": "constant"}
+COMMON: dict[str, Any] = {"batch_size": 32, "clip": 1.0, "rate": "constant", "text_repeats": 2}
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ GA = Row("ga", "gradient ascent alone", {"method": ASCENT, "retain_term": "none"
 SHAM = Row(
     "sham",
     "sham: NPO + GDR inside the int4 bins",
-    {"method": NPO, "retain_term": "gdr", "scope": "in_bin", "learning_rate": 2e-3, "steps": 60, "stop": {"every": 0}},
+    {"method": NPO, "retain_term": "gdr", "scope": "in_bin", "learning_rate": 2e-3, "steps": 90, "stop": {"every": 0}},
 )
 FLOOR = {"utility_floor": 0.5}
 BASELINES = (

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from letheon.audits.tables import cache_folder
+from letheon.models import quiet_transformers
 from letheon.runs.folder import sha256_file, sha256_folder
 from letheon.runs.ledger import load_record
 from letheon.runs.progress import Progress
@@ -65,10 +66,11 @@ def tiny_models(
         files["keep"] = _keep(files)
     base = place / "base"
     if not (base / "config.json").is_file():
-        save_untrained(base, seed)
+        with quiet_transformers():
+            save_untrained(base, seed)
     recipe = {**RECIPE, "seed": seed}
     if steps is not None:
-        records = sum(1 for _ in files["train"].open("rb"))
+        records = files["train"].read_bytes().count(b"\n")
         recipe["epochs"] = steps / -(-records // recipe["batch_size"])
     key = hashlib.sha256((sha256_file(files["train"]) + sha256_folder(base)).encode()).hexdigest()[:12]
 

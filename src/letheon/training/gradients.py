@@ -83,7 +83,8 @@ def take(parameters: Sequence[Tensor]) -> list[Tensor]:
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Global L2 norm over all tensors, float32, a 0-d tensor."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors), 2.0)).float())
+    norms: Tensor = torch.stack(torch._foreach_norm(list(tensors), 2.0)).float()
+    return torch.linalg.vector_norm(norms)
 
 
 def clip(tensors: Sequence[Tensor], norm: Tensor, limit: float | None) -> None:

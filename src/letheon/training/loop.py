@@ -38,8 +38,8 @@ class OptimizerSettings:
     clip: float | None = 1.0
     """Largest global gradient norm; null: no clipping."""
     master_dtype: Literal["float32", "param"] = "float32"
-    """"float32" keeps what moves in float32. "param" rounds weights and moments to the file's dtype after every step, as
-    the published bf16 training does; small steps are then lost, which is why it is not the default."""
+    """"float32" keeps what moves in float32. "param" rounds weights and moments to the file's dtype after every step,
+    as the published bf16 training does; small steps are then lost, which is why it is not the default."""
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, f"learning_rate must be > 0, got {self.learning_rate}")
@@ -100,7 +100,8 @@ class Loop:
     after_step: Callable[[dict[str, nn.Parameter]], None] | None = None
     """Puts back what may not move (a scope)."""
     memory: dict[str, Tensor] = field(default_factory=dict)
-    """Tensors that parts of the run remember between steps (a scope, a gate): saved with the checkpoints, restored in place."""
+    """Tensors that parts of the run remember between steps (a scope, a gate): saved with the checkpoints, and restored
+    in place."""
     look: Looker | None = None
     checkpoints: CheckpointStore | None = None
     checkpoint_every_s: float = 60.0
@@ -176,7 +177,12 @@ def _step(loop: Loop, optimizer: torch.optim.Optimizer, step: int) -> dict[str, 
     if loop.after_step is not None:
         loop.after_step(loop.moving)
     seconds = time.perf_counter() - began
-    return {**gradients.figures, "gradient_norm": float(norm), "learning_rate": learning_rate, "seconds": round(seconds, 4)}
+    return {
+        **gradients.figures,
+        "gradient_norm": float(norm),
+        "learning_rate": learning_rate,
+        "seconds": round(seconds, 4),
+    }
 
 
 def _check_finite(loop: Loop, tensors: list[Tensor], norm: Tensor, figures: Mapping[str, float], step: int) -> None:
@@ -184,7 +190,8 @@ def _check_finite(loop: Loop, tensors: list[Tensor], norm: Tensor, figures: Mapp
     if not losses and math.isfinite(float(norm)):
         return
     broken = next(
-        (name for name, tensor in zip(loop.moving, tensors, strict=True) if not torch.isfinite(tensor).all()), "no single tensor"
+        (name for name, tensor in zip(loop.moving, tensors, strict=True) if not torch.isfinite(tensor).all()),
+        "no single tensor",
     )
     what = f"{losses[0]} is not finite" if losses else "the gradient is not finite"
     raise CannotFinish(
@@ -235,7 +242,7 @@ def _save(loop: Loop, optimizer: torch.optim.Optimizer, step: int, stop: str) ->
 
 
 def _restore(loop: Loop, optimizer: torch.optim.Optimizer) -> tuple[int, str]:
-    """Put back the last checkpoint; the step to go on with, and why to stop at once if the run had already decided to."""
+    """Put back the last checkpoint; the step to go on with, and why to stop at once if that was decided already."""
     found = loop.checkpoints.load() if loop.checkpoints is not None else None
     if found is None:
         return 0, ""

@@ -43,9 +43,7 @@ class Body:
     def hidden(self, batch: Batch) -> Float[Tensor, "labels width"]:
         """Last hidden states at the positions that predict a labelled token."""
         self.require_cut()
-        states: Tensor = self.body(
-            input_ids=batch.ids, attention_mask=batch.attention_mask, use_cache=False
-        )[0]
+        states: Tensor = self.body(input_ids=batch.ids, attention_mask=batch.attention_mask, use_cache=False)[0]
         return states[batch.label_row, batch.label_column]
 
     def require_cut(self) -> None:

@@ -131,7 +131,14 @@ def _rounded(value: Any) -> Any:
 
 
 def save_stage(
-    opened: Opened, stage: Stage, metrics: MetricsFile, *, original: ModelFolder, save_dtype: str, card: str, progress: Progress
+    opened: Opened,
+    stage: Stage,
+    metrics: MetricsFile,
+    *,
+    original: ModelFolder,
+    save_dtype: str,
+    card: str,
+    progress: Progress,
 ) -> Survival:
     """Write the stage's model folder in one swap, read it back, and refuse a file that lost most of the change.
 
@@ -145,14 +152,14 @@ def save_stage(
         share = kept.share
         if kept.moved == 0:
             raise CannotFinish(
-                f"{target}: no weight has moved, so there is nothing to save. Use a larger learning rate or more steps; "
-                "with a gate or a stop rule, see whether anything was left to forget"
+                f"{target}: no weight has moved, so there is nothing to save. Use a larger learning rate or more "
+                "steps; with a gate or a stop rule, see whether anything was left to forget"
             )
         if share is not None and share < SURVIVAL_ERROR:
             raise CannotFinish(
-                f"{target}: of {kept.moved} changed weights only {share:.0%} still differ from the original once they are stored "
-                f"as {original.dtype if save_dtype == 'original' else save_dtype}; the file would hold little of the change. "
-                "Use larger steps, --save-dtype float32, or a scope that moves fewer weights further"
+                f"{target}: of {kept.moved} changed weights only {share:.0%} still differ from the original once they "
+                f"are stored as {original.dtype if save_dtype == 'original' else save_dtype}; the file would hold little "
+                "of the change. Use larger steps, --save-dtype float32, or a scope that moves fewer weights further"
             )
         if metrics.path.exists():
             shutil.copyfile(metrics.path, folder / "metrics.jsonl")

@@ -71,8 +71,8 @@ def _score_labels(body: Body, batch: Batch) -> tuple[NDArray[np.float64], NDArra
         hidden = body.hidden(batch)
         # Logits of a large vocabulary are made for a few labels at a time.
         at_once = max(1, LOGITS_AT_ONCE // body.head.weight.shape[0])
-        pieces = zip(hidden.split(at_once), batch.label_ids.split(at_once), strict=True)
-        scored = [_score_logits(body.apply_head(states), labels) for states, labels in pieces]
+        pieces = [slice(start, start + at_once) for start in range(0, len(hidden), at_once)]
+        scored = [_score_logits(body.apply_head(hidden[piece]), batch.label_ids[piece]) for piece in pieces]
     else:
         scored = [_score_logits(body.logits(batch), batch.label_ids)]
     log_probs, is_right = zip(*scored, strict=True)

@@ -135,8 +135,14 @@ def train(model: Path | str, *, progress: Progress | None = None, **settings: An
     progress = progress or Progress()
     folder, records, examples, rate, device = _check(wanted)
     inputs = {"model": wanted.model, "data": wanted.data, "without": wanted.without}
-    kept = {name: value for name, value in vars(wanted).items() if name not in (*inputs, "out", "device", "checkpoint_every_s", "allow_changed_machine")}
-    run = RunFolder.open(wanted.out, environment=environment(device), allow_changed_machine=wanted.allow_changed_machine)
+    kept = {
+        name: value
+        for name, value in vars(wanted).items()
+        if name not in (*inputs, "out", "device", "checkpoint_every_s", "allow_changed_machine")
+    }
+    run = RunFolder.open(
+        wanted.out, environment=environment(device), allow_changed_machine=wanted.allow_changed_machine
+    )
     with run.stage("train", {**kept, "rate": describe(rate)}, inputs, "train") as stage:
         assert stage.folder is not None
         if not stage.is_done:
@@ -169,7 +175,10 @@ def _left(data: DataFile, without: DataFile | None) -> list[Record]:
     units = set() if without.unit_is_line else set(without.units)
     left = [record for record in data.records if record.content not in contents and record.unit not in units]
     if len(left) == len(data.records):
-        raise BadInput(f"no record of {without.path} stands in {data.path}: leaving it out would change nothing. Give the file it was cut from")
+        raise BadInput(
+            f"no record of {without.path} stands in {data.path}: leaving it out would change nothing. "
+            "Give the file it was cut from"
+        )
     if not left:
         raise BadInput(f"every record of {data.path} stands in {without.path}: nothing is left to learn")
     return left
@@ -197,7 +206,11 @@ def _run(
     def parts(step: int) -> Parts:
         items = order.items(step)
         chunks = [items[start : start + micro] for start in range(0, len(items), micro)]
-        return {"data": [collate([examples[i] for i in chunk], chunk, pad=opened.encoder.pad).to(device) for chunk in chunks]}
+        return {
+            "data": [
+                collate([examples[i] for i in chunk], chunk, pad=opened.encoder.pad).to(device) for chunk in chunks
+            ]
+        }
 
     moving = dict(opened.model.named_parameters())
     metrics = MetricsFile(stage.work / "metrics.jsonl")
@@ -235,5 +248,6 @@ def storage_dtypes(folder: ModelFolder, moving: dict[str, Any]) -> dict[str, Any
 
     majority = getattr(torch, folder.dtype)
     return {
-        name: getattr(torch, DTYPES[folder.tensors[name].dtype]) if name in folder.tensors else majority for name in moving
+        name: getattr(torch, DTYPES[folder.tensors[name].dtype]) if name in folder.tensors else majority
+        for name in moving
     }

@@ -49,7 +49,14 @@ from letheon.unlearning.stopping import StopLook, StopRule
 
 INPUTS = ("model", "forget_data", "retain_data", "holdout_data")
 NOT_RECORDED = (*INPUTS, "out", "device", "checkpoint_every_s", "allow_changed_machine", "preset")
-METHODS = {"method": "forget_term", "retain_term": "retain_term", "balance": "balance", "smooth": "smoother", "scope": "scope", "rate": "rate"}
+METHODS = {
+    "method": "forget_term",
+    "retain_term": "retain_term",
+    "balance": "balance",
+    "smooth": "smoother",
+    "scope": "scope",
+    "rate": "rate",
+}
 """Setting -> kind of method."""
 
 
@@ -64,8 +71,8 @@ class ForgetSettings:
     retain_data: Path | None = None
     """JSON lines to keep; needed by every retain term but none."""
     holdout_data: Path | None = None
-    """JSON lines of the same kind that were never trained on; needed by until="holdout". Every second unit is used here; the
-    audit uses the others."""
+    """JSON lines of the same kind that were never trained on; needed by until="holdout". Every second unit is used
+    here; the audit uses the others."""
     out: Path = Path("runs/forget")
     """The run folder."""
     preset: str | None = None
@@ -206,7 +213,9 @@ def forget(model: Path | str, *, progress: Progress | None = None, **settings: A
     inputs.update({f"{setting}_code": Path(file) for setting, file in own.items() if file.endswith(".py")})
     kept = {name: plain(value) for name, value in vars(wanted).items() if name not in NOT_RECORDED}
     kept.update({name: describe(method) for name, method in request.methods.items()})
-    run = RunFolder.open(wanted.out, environment=environment(request.device), allow_changed_machine=wanted.allow_changed_machine)
+    run = RunFolder.open(
+        wanted.out, environment=environment(request.device), allow_changed_machine=wanted.allow_changed_machine
+    )
     with run.stage("forget", kept, inputs, "forget") as stage:
         assert stage.folder is not None
         if not stage.is_done:
@@ -239,7 +248,10 @@ def check_request(values: dict[str, Any]) -> Request:
             check_strangers([], [])
 
     *methods, folder, forget_set, retain, holdout, device, _, _ = collect(
-        *(lambda name=name, kind=kind: build(kind, getattr(wanted, name), where=name) for name, kind in METHODS.items()),  # type: ignore[misc]
+        *(
+            lambda name=name, kind=kind: build(kind, getattr(wanted, name), where=name)
+            for name, kind in METHODS.items()
+        ),
         lambda: inspect_model(wanted.model),
         lambda: read(wanted.forget_data, "forget"),
         lambda: read(wanted.retain_data, "retain"),
@@ -271,7 +283,7 @@ def _with_examples(request: Request) -> Request:
             check_strangers(forget_set.records, [record for record in holdout.records if record.unit in units])
 
     *encoded, _, _ = collect(
-        *(lambda data=data: encoder.encode_all(data.records, role=data.role) for data in sets.values()),  # type: ignore[misc]
+        *(lambda data=data: encoder.encode_all(data.records, role=data.role) for data in sets.values()),
         lambda: _check_overlaps(forget_set, request.retain, holdout),
         check_holdout,
     )
@@ -279,9 +291,7 @@ def _with_examples(request: Request) -> Request:
     warnings = [note for note in (unit_note(forget_set),) if note]
     warnings += [note for role, found in examples.items() if (note := cut_sentence(found, role))]
     if request.retain is not None and (shared := overlap(forget_set, request.retain)):
-        warnings.append(
-            f"{shared.sentence}. What is kept cannot be forgotten: take them out of one of the sets"
-        )
+        warnings.append(f"{shared.sentence}. What is kept cannot be forgotten: take them out of one of the sets")
     return replace(request, examples=examples, warnings=tuple(warnings))
 
 
@@ -328,7 +338,10 @@ def _run(request: Request, stage: Stage, progress: Progress) -> None:
     order = EpochOrder(tuple(len(example.ids) for example in forget_examples), wanted.batch_size, wanted.seed)
     steps = wanted.steps or max(1, round(wanted.epochs * order.batches_per_epoch))
     metrics = MetricsFile(stage.work / "metrics.jsonl")
-    progress.say(f"forget: {len(request.forget.records)} records, at most {steps} steps" + (", continued" if stage.is_resuming else ""))
+    progress.say(
+        f"forget: {len(request.forget.records)} records, at most {steps} steps"
+        + (", continued" if stage.is_resuming else "")
+    )
     progress.start()
     result = run_loop(
         Loop(
@@ -390,10 +403,14 @@ def _gradient(
 ) -> Gradient:
     """Both terms, bound to the model and to what the original says."""
     methods = request.methods
-    forget_term = TermLoss(methods["method"], opened.body, _reference(methods["method"], forget_examples, opened, stage), gate)
+    forget_term = TermLoss(
+        methods["method"], opened.body, _reference(methods["method"], forget_examples, opened, stage), gate
+    )
     retain_term = None
     if name_of(methods["retain_term"]) != "none":
-        retain_term = TermLoss(methods["retain_term"], opened.body, _reference(methods["retain_term"], retain_examples, opened, stage))
+        retain_term = TermLoss(
+            methods["retain_term"], opened.body, _reference(methods["retain_term"], retain_examples, opened, stage)
+        )
     return make_gradient(
         forget=forget_term,
         retain=retain_term,
@@ -440,7 +457,9 @@ def _parts(
 
     def chunked(items: list[int], examples: Sequence[Example]) -> list[Any]:
         chunks = [items[start : start + micro] for start in range(0, len(items), micro)]
-        return [collate([examples[i] for i in chunk], chunk, pad=opened.encoder.pad).to(opened.device) for chunk in chunks]
+        return [
+            collate([examples[i] for i in chunk], chunk, pad=opened.encoder.pad).to(opened.device) for chunk in chunks
+        ]
 
     def parts(step: int) -> Parts:
         if gate is not None:

@@ -34,7 +34,8 @@ PRESETS: dict[str, Preset] = {
     "ga-klr": Preset(_MUSE, {"method": _ASCENT, "retain_term": "klr", **_SHARED}),
     "npo": Preset(_MUSE + "; NPO, arXiv:2404.05868", {"method": _NPO, "retain_term": "none", **_SHARED}),
     "npo-gdr": Preset(
-        _MUSE + "; NPO, arXiv:2404.05868", {"method": _NPO, "retain_term": {"name": "gdr", "denominator": "token"}, **_SHARED}
+        _MUSE + "; NPO, arXiv:2404.05868",
+        {"method": _NPO, "retain_term": {"name": "gdr", "denominator": "token"}, **_SHARED},
     ),
     "npo-klr": Preset(_MUSE + "; NPO, arXiv:2404.05868", {"method": _NPO, "retain_term": "klr", **_SHARED}),
 }

@@ -1,4 +1,4 @@
-"""What the original model says, computed once per run: log-probabilities a sequence, last hidden states a labelled token.
+"""What the original says, computed once per run: log-probabilities a sequence, last hidden states a labelled token.
 
 NPO needs one number a forget item. A divergence needs whole distributions; kept as last hidden states (width numbers a
 token instead of a vocabulary) and a copy of the head, so that no second model stays in memory. Above a limit the states
@@ -70,7 +70,9 @@ def _on_disk(shape: tuple[int, int], folder: Path | None) -> Any:
         return np.memmap(file.name, dtype=np.float32, mode="r+", shape=shape)
 
 
-def cache_log_probs(body: Body, examples: Sequence[Example], *, reduction: Reduction, pad: int, device: str) -> LogProbCache:
+def cache_log_probs(
+    body: Body, examples: Sequence[Example], *, reduction: Reduction, pad: int, device: str
+) -> LogProbCache:
     """One forward pass over the examples."""
     scores = score_examples(body, examples, pad=pad, device=device)
     return LogProbCache(torch.tensor(scores.log_probs(reduction), dtype=torch.float32, device=device))
@@ -93,10 +95,8 @@ def cache_logits(
     width = int(body.head.weight.shape[1])
     shape = (int(starts[-1]), width)
     hidden: Any
-    if shape[0] * shape[1] * 4 > in_memory_bytes:
-        hidden = _on_disk(shape, folder)
-    else:
-        hidden = np.zeros(shape, dtype=np.float32)
+    is_large = shape[0] * shape[1] * 4 > in_memory_bytes
+    hidden = _on_disk(shape, folder) if is_large else np.zeros(shape, dtype=np.float32)
     for batch in by_length(examples, pad=pad, device=device):
         states = body.hidden(batch).float().cpu().numpy()
         offset = 0

@@ -45,7 +45,13 @@ class StopRule:
 class StopLook:
     """The rule at work. `measure` gives (forget accuracy, retain accuracy) of a model."""
 
-    def __init__(self, rule: StopRule, measure: Callable[[Any], tuple[float | None, float | None]], *, original_retain: float | None) -> None:
+    def __init__(
+        self,
+        rule: StopRule,
+        measure: Callable[[Any], tuple[float | None, float | None]],
+        *,
+        original_retain: float | None,
+    ) -> None:
         self.rule = rule
         self.every = rule.every
         self.measure = measure
@@ -55,7 +61,11 @@ class StopLook:
     def __call__(self, step: int, model: Any) -> Look:
         """Measure, remember, decide."""
         forget, retain = self.measure(model)
-        figures = {name: value for name, value in (("forget_accuracy", forget), ("retain_accuracy", retain)) if value is not None}
+        figures = {
+            name: value
+            for name, value in (("forget_accuracy", forget), ("retain_accuracy", retain))
+            if value is not None
+        }
         return Look(figures, self._decide(forget, retain))
 
     def _decide(self, forget: float | None, retain: float | None) -> str:

@@ -10,7 +10,10 @@ from letheon.unlearning.balances.weighted import Weighted
 
 
 def test_it_is_the_weighted_sum_tensor_by_tensor() -> None:
-    forget, retain = [torch.tensor([1.0, 2.0]), torch.tensor([[3.0]])], [torch.tensor([10.0, 20.0]), torch.tensor([[-5.0]])]
+    forget, retain = (
+        [torch.tensor([1.0, 2.0]), torch.tensor([[3.0]])],
+        [torch.tensor([10.0, 20.0]), torch.tensor([[-5.0]])],
+    )
     found = Weighted(alpha=0.5, forget_weight=2.0).combine(forget, retain)
     assert [tensor.tolist() for tensor in found] == [[7.0, 14.0], [[3.5]]]
     assert forget[0].tolist() == [1.0, 2.0] and retain[0].tolist() == [10.0, 20.0]  # what it was given stays

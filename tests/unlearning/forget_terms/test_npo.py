@@ -45,7 +45,9 @@ def test_a_small_beta_is_gradient_ascent_but_for_a_constant() -> None:
     total, _ = NPO(beta=beta).loss(current, reference)
     wanted = float((current.detach() - reference).sum())
     assert float(total.detach()) - 3 * (2 / beta) * math.log(2) == pytest.approx(wanted, rel=1e-4)
-    torch.testing.assert_close(slope(NPO(beta=beta), current, reference), torch.ones(3, dtype=torch.float64), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        slope(NPO(beta=beta), current, reference), torch.ones(3, dtype=torch.float64), rtol=1e-5, atol=0
+    )
 
 
 def test_a_large_beta_leaves_forgotten_sequences_alone() -> None:

@@ -36,7 +36,8 @@ def test_alpha_nothing_is_no_retain_term(term: GDR | KLR) -> None:
     parameters = list(model.parameters())
     found = [
         make_gradient(
-            forget=forget, retain=each, balance=Weighted(alpha=0.0), smoother=NoSmoothing(), parameters=parameters, pad=0
+            forget=forget, retain=each, balance=Weighted(alpha=0.0), smoother=NoSmoothing(), parameters=parameters,
+            pad=0,
         )(model, parts)
         for each in (retain, None)
     ]  # fmt: skip

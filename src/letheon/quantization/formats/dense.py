@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from letheon.models import ModelFolder, save_model
 
@@ -19,8 +19,8 @@ from letheon.models import ModelFolder, save_model
 class Dense:
     """Settings of the dense folder."""
 
-    dtype: str = "original"
-    """original, float32, bfloat16, float16."""
+    dtype: Literal["original", "float32", "bfloat16", "float16"] = "original"
+    """Of what is stored; original: each weight as in the folder it came from."""
 
     bits_stored: ClassVar[str] = "dense"
 

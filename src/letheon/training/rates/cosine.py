@@ -1,6 +1,7 @@
 """Half a cosine from the full rate to a floor, after a linear warm-up.
 
-    factor(t) = (t + 1) / w  for t < w,  else  floor + (1 - floor) (1 + cos(pi (t - w) / (T - w))) / 2        w = warmup * T
+    factor(t) = (t + 1) / w  for t < w,  else  floor + (1 - floor) (1 + cos(pi (t - w) / (T - w))) / 2
+    w = warmup * T
 
 Source: Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts.  Checked against: the values by hand.
 """

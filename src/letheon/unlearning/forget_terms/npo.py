@@ -27,15 +27,15 @@ class NPO:
     """Settings of negative preference optimization."""
 
     beta: float = 1.0
-    """Sharpness, 1/nats, > 0; larger stops pushing a sequence sooner. The paper: 0.1 with reduction "sum". On the tiny world that
-    setting (learning rate 5e-4) drives retained facts to 0.00 at step 40 and back to only 0.68 by step 80, because a text
-    of 36 tokens outweighs an answer of 3; with the mean and beta 1 they stay at 0.96."""
+    """Sharpness, 1/nats, > 0; larger stops pushing a sequence sooner. The paper: 0.1 with reduction "sum". On the tiny
+    world that setting (learning rate 5e-4) drives retained facts to 0.00 at step 40 and back to only 0.68 by step 80,
+    because a text of 36 tokens outweighs an answer of 3; with the mean and beta 1 they stay at 0.96."""
     reduction: Literal["mean", "sum"] = "mean"
     """Over a sequence's labelled tokens: mean (length-normalised), or the paper's sum."""
     until: Literal["none", "holdout", "holdout_now"] | float = "none"
-    """How far an item is pushed: "none"; a loss in nats per token, > 0; "holdout", the median loss of the holdout's items of
-    its kind under the original; or "holdout_now", the same median under the model as it is, measured again every 20 steps.
-    An item counts only while its own mean loss is below."""
+    """How far an item is pushed: "none"; a loss in nats per token, > 0; "holdout", the median loss of the holdout's
+    items of its kind under the original; or "holdout_now", the same median under the model as it is, measured again
+    every 20 steps. An item counts only while its own mean loss is below."""
 
     needs: ClassVar[tuple[str, ...]] = ("log_probs", "reference_log_probs")
     denominator: ClassVar[str] = "sequence"
@@ -44,7 +44,9 @@ class NPO:
         require(self.beta > 0, f"npo needs beta > 0, got {self.beta}. Use gradient_ascent for the limit beta -> 0")
         require(isinstance(self.until, str) or self.until > 0, f"npo needs until > 0 nats per token, got {self.until}")
 
-    def loss(self, current: Float[Tensor, " batch"], reference: Float[Tensor, " batch"]) -> tuple[Float[Tensor, ""], int]:
+    def loss(
+        self, current: Float[Tensor, " batch"], reference: Float[Tensor, " batch"]
+    ) -> tuple[Float[Tensor, ""], int]:
         """Sum over the batch, and how many sequences it holds."""
         log_ratio = current - reference
         return -(2 / self.beta) * logsigmoid(-self.beta * log_ratio).sum(), len(log_ratio)

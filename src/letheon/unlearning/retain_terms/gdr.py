@@ -22,7 +22,8 @@ class GDR:
     """Settings of gradient descent on the retain set."""
 
     denominator: Literal["sequence", "token"] = "sequence"
-    """What the mean is over: sequences (a text weighs as much as an answer) or labelled tokens (as Hugging Face's loss)."""
+    """What the mean is over: sequences (a text weighs as much as an answer) or labelled tokens (as Hugging Face's
+    loss)."""
 
     needs: ClassVar[tuple[str, ...]] = ("log_probs",)
 

@@ -2,8 +2,8 @@
 
 At each labelled token, over the vocabulary, in float32:
     KL(p_ref || p) = sum_v p_ref(v) (log p_ref(v) - log p(v))          >= 0, nats, 0 at the original
-    loss = mean over labelled tokens                                    denominator "token"
-    loss = sum over labelled tokens / sequences                         denominator "sequence": the SURE code's reduction
+    loss = mean over labelled tokens                        denominator "token"
+    loss = sum over labelled tokens / sequences             denominator "sequence": the SURE code's reduction
 The original's last hidden states are cached, not its distributions; its head is applied again.
 
 Source: the KLR regulariser of MUSE, arXiv:2407.06460, as a true divergence (the published code hands raw logits to a
@@ -34,6 +34,6 @@ class KLR:
     def loss(
         self, current: Float[Tensor, "labels vocabulary"], reference: Float[Tensor, "labels vocabulary"]
     ) -> tuple[Float[Tensor, ""], int]:
-        """Sum of the divergence over labelled tokens, and how many there are (the loop counts sequences where asked to)."""
+        """Sum of the divergence over labelled tokens, and their number (the loop counts sequences where asked to)."""
         total = kl_div(log_softmax(current, -1), log_softmax(reference, -1), reduction="sum", log_target=True)
         return total, len(current)

@@ -1,4 +1,4 @@
-"""A sham deletion, for testing audits: weights move only inside their quantization bin, so rounding brings all of it back.
+"""A sham deletion, for testing audits: weights move inside their quantization bins, so rounding brings all of it back.
 
 For each quantized weight, with c the centre and s the step of the original's bin on the grid:
     w <- clamp(w, c - margin * s, c + margin * s)         after every step, and within the row's largest weight
