@@ -103,7 +103,9 @@ def letheon_side(model: LlamaForCausalLM, forget: list[Example], retain: list[Ex
     def parts(step: int) -> Parts:
         return {"forget": [batch(forget, step)], "retain": [batch(retain, step)]}
 
-    loop = Loop(model=model, moving=moving, gradient=gradient, parts=parts, steps=10**6, optimizer=OPTIMIZER, rate=Constant())
+    loop = Loop(
+        model=model, moving=moving, gradient=gradient, parts=parts, steps=10**6, optimizer=OPTIMIZER, rate=Constant()
+    )
     optimizer = adamw(model)
     kept = [log_probs.values, logits.weight, torch.from_numpy(logits.hidden)]
     return Side(model, lambda step: _step(loop, optimizer, step), lambda: gradient(model, parts(0)).tensors, kept)
@@ -170,7 +172,9 @@ def check_equal(sides: dict[str, Side]) -> None:
     for step in range(2):
         figures = [side.step(step) for side in sides.values()]
         for name in ("forget_loss", "retain_loss"):
-            torch.testing.assert_close(torch.tensor(figures[0][name]), torch.tensor(figures[1][name]), rtol=1e-4, atol=1e-7)
+            torch.testing.assert_close(
+                torch.tensor(figures[0][name]), torch.tensor(figures[1][name]), rtol=1e-4, atol=1e-7
+            )
     for one, other in zip(*(side.gradient() for side in sides.values()), strict=True):
         scale = float(one.abs().max())
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * scale)
@@ -219,7 +223,11 @@ def main() -> None:
     steps = parser.parse_args().steps
     write(
         "npo_klr_step",
-        {"batch": f"{SIZE} + {SIZE}", "steps": steps, **{kind: compare(labelled, steps) for kind, labelled in KINDS.items()}},
+        {
+            "batch": f"{SIZE} + {SIZE}",
+            "steps": steps,
+            **{kind: compare(labelled, steps) for kind, labelled in KINDS.items()},
+        },
     )
 
 

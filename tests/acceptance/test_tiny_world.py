@@ -5,7 +5,6 @@ Each seed trains its two models once and runs every row of the demo and of the b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -45,7 +44,7 @@ class Seed:
 
 
 @pytest.fixture(scope="module")
-def seeds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Seed]]:
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Seed]:
     """Train, forget and audit everything."""
     found: dict[int, Seed] = {}
     for seed in SEEDS:
@@ -55,7 +54,7 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Seed]]
         for name, model in (("target", models.target), ("reference", models.reference)):
             audits[name] = _audit_of(model, models, place / name)
         found[seed] = Seed(models, audits)
-    yield found
+    return found
 
 
 def _audit_of(model: Path, models: TinyModels, out: Path) -> AuditResult:
@@ -123,7 +122,9 @@ def test_gate_stops_where_a_stranger_stands(seeds: dict[int, Seed]) -> None:
 
     for seed in seeds.values():
         assert distance(seed, "kept") <= 0.15
-    assert mean(distance(seed, "kept") for seed in seeds.values()) < mean(distance(seed, "npo-gdr") for seed in seeds.values())
+    assert mean(distance(seed, "kept") for seed in seeds.values()) < mean(
+        distance(seed, "npo-gdr") for seed in seeds.values()
+    )
 
 
 def test_kept_recipe_is_deleted_on_every_seed(seeds: dict[int, Seed]) -> None:

@@ -94,7 +94,9 @@ def test_what_the_forget_run_knows_need_not_be_given(small: TinyModels, tmp_path
     low = quantize(made.folder, out=tmp_path / "low", progress=QUIET)
     from letheon.audits.audit import audit
 
-    result = audit(made.folder, reference=small.reference, general_data=small.files["general"], shipped=low.folder, progress=QUIET)
+    result = audit(
+        made.folder, reference=small.reference, general_data=small.files["general"], shipped=low.folder, progress=QUIET
+    )
     assert result.run == tmp_path / "run"
     assert result.audit["models"]["original"]["path"].endswith("1-train")
     members = result.audit["data"]["holdout"]["units"]
@@ -124,7 +126,9 @@ def test_one_altered_byte_is_found_and_named(audited: AuditResult, tmp_path: Pat
     assert any(name.split(".")[0] in problem for problem in problems), problems
 
 
-def test_a_cell_changed_together_with_its_hashes_is_found_by_making_it_again(audited: AuditResult, tmp_path: Path) -> None:
+def test_a_cell_changed_together_with_its_hashes_is_found_by_making_it_again(
+    audited: AuditResult, tmp_path: Path
+) -> None:
     run = shutil.copytree(audited.run, tmp_path / "run")
     found = json.loads((run / "audit.json").read_text())
     changed = next(one for one in found["cells"] if one["column"] == "forget_accuracy" and one["condition"] == "as_is")

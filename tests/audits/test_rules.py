@@ -61,7 +61,9 @@ def verdict(
         "membership_questions": familiarity(3.0, seed=8),
         "retain_accuracy": original_retain or rate(0.98, seed=6),
     }}  # fmt: skip
-    controls = {"as_is": {"forget_accuracy": control or rate(0.03, seed=1), "membership_questions": familiarity(0, seed=9)}}
+    controls = {
+        "as_is": {"forget_accuracy": control or rate(0.03, seed=1), "membership_questions": familiarity(0, seed=9)}
+    }
     protocol = quick()
     cells = make_cells(Sources(subject, controls, original, True), COLUMNS, protocol, {}, seed=0, resamples=3000)
     utility = utility_rows(subject, original, COLUMNS, protocol, seed=0, resamples=3000)
@@ -155,7 +157,9 @@ def test_regained_is_not_clipped_and_absent_without_a_denominator() -> None:
 def test_strangers_against_strangers_are_a_control_of_one_half() -> None:
     protocol = quick()
     columns = {"membership_questions": COLUMNS["membership_questions"]}
-    sources = Sources({"as_is": {"membership_questions": familiarity(0.0)}}, {"as_is": {"membership_questions": HALF}}, {}, False)
+    sources = Sources(
+        {"as_is": {"membership_questions": familiarity(0.0)}}, {"as_is": {"membership_questions": HALF}}, {}, False
+    )
     (cell,) = make_cells(sources, columns, protocol, {}, seed=0, resamples=3000)
     assert cell["control"] == 0.5
     assert cell["d"] == pytest.approx(cell["value"] - 0.5)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.toys import llama, tokenizer, write_lines
 
 from letheon.cli.main import run
+from tests.toys import llama, tokenizer, write_lines
 
 
 @dataclass(frozen=True)

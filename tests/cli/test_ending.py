@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.toys import write_lines
 
 from letheon.audits.verdict import EXIT_CODES, Verdict
 from letheon.cli import judged
 from letheon.errors import BadInput, CannotFinish, MissingExtra, UnknownName
 from letheon.recipes import verbs
+from tests.toys import write_lines
 
 Letheon = Callable[..., Any]
 

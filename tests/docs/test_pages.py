@@ -41,9 +41,7 @@ def test_the_page_of_methods_has_the_place_to_fill(pages: ModuleType) -> None:
 
 
 def test_a_docstring_falls_into_prose_and_what_is_laid_out(pages: ModuleType) -> None:
-    docstring = (
-        "A: b.\n\nFor x:\n    y = x\n    z\nand on.\n\nSource: p.  Checked against: q,\nr.\n\n>>> 1\n1"
-    )
+    docstring = "A: b.\n\nFor x:\n    y = x\n    z\nand on.\n\nSource: p.  Checked against: q,\nr.\n\n>>> 1\n1"
     assert pages.blocks(docstring) == [
         (True, "A: b."),
         (True, "For x:"),

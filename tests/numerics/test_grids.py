@@ -77,17 +77,13 @@ def groups_of(weight: Tensor, group: int | str) -> list[list[float]]:
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_codes_scales_and_values_equal_a_loop_over_single_weights(
-    scheme: str, bits: int, group: int | str
-) -> None:
+def test_codes_scales_and_values_equal_a_loop_over_single_weights(scheme: str, bits: int, group: int | str) -> None:
     weight = weights()
     result = quantize(weight, Grid(bits=bits, scheme=scheme, group=group))
     expected = [slow_uniform(values, scheme, bits) for values in groups_of(weight, group)]
     assert result.codes.flatten().tolist() == [code for codes, _, _ in expected for code in codes]
     torch.testing.assert_close(result.scale.flatten(), torch.tensor([step for _, step, _ in expected]))
-    torch.testing.assert_close(
-        dequantize(result).flatten(), torch.tensor([q for _, _, qs in expected for q in qs])
-    )
+    torch.testing.assert_close(dequantize(result).flatten(), torch.tensor([q for _, _, qs in expected for q in qs]))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -112,9 +108,7 @@ def test_clip_search_keeps_the_widest_of_equally_good_ranges() -> None:
 def test_clip_search_in_pieces_equals_the_search_of_each_row_alone() -> None:
     weight = weights(40, 4096, seed=2)  # more than two pieces
     grid = Grid(bits=3, clip="mse")
-    assert torch.equal(
-        fake_quantize(weight, grid), torch.cat([fake_quantize(row[None], grid) for row in weight])
-    )
+    assert torch.equal(fake_quantize(weight, grid), torch.cat([fake_quantize(row[None], grid) for row in weight]))
 
 
 @pytest.mark.parametrize(
@@ -175,9 +169,7 @@ def test_scaling_the_weights_scales_the_result(grid: Grid, factor: float) -> Non
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("grid_scheme", SCHEMES)
 def test_zero_stays_zero(grid_scheme: str, group: int | str) -> None:
-    weight = (
-        weights(seed=7) + 0.03
-    )  # mostly positive, so that an asymmetric range would like to leave zero out
+    weight = weights(seed=7) + 0.03  # mostly positive, so that an asymmetric range would like to leave zero out
     weight[weight < 0.02] = 0.0
     weight[3] = 0.0
     for clip in ("absmax", "mse"):
@@ -237,9 +229,7 @@ def test_groups_and_rows_do_not_influence_each_other() -> None:
     same = torch.ones_like(weight, dtype=torch.bool)
     same[2, 8:16] = False
     assert torch.equal(fake_quantize(changed, grid)[same], rounded[same])
-    assert torch.equal(
-        fake_quantize(weight[:, 8:16].contiguous(), Grid(bits=3, clip="mse")), rounded[:, 8:16]
-    )
+    assert torch.equal(fake_quantize(weight[:, 8:16].contiguous(), Grid(bits=3, clip="mse")), rounded[:, 8:16])
 
 
 def test_sixteen_bits_leave_the_weights_as_they_are() -> None:
@@ -322,9 +312,7 @@ def test_fp4_thresholds_and_dead_zone_are_the_kernels() -> None:
     for pivot, (below, above) in pivots.items():
         weight = torch.tensor([[1.0, pivot - just, pivot + just, -pivot + just, -pivot - just]])
         minus_below = below + 8 if below else 0
-        assert quantize(weight, CodebookGrid("fp4")).codes.tolist() == [
-            [3, below, above, minus_below, above + 8]
-        ]
+        assert quantize(weight, CodebookGrid("fp4")).codes.tolist() == [[3, below, above, minus_below, above + 8]]
 
 
 def test_codebook_ties_and_zero_blocks() -> None:
@@ -361,9 +349,9 @@ def test_weights_moved_inside_their_bins_give_the_same_quantized_weights(grid: G
     after = centres + noise
     size = grid.group if isinstance(grid.group, int) else 32
     grouped = before.reshape(-1, size)
-    pinned = (
-        (grouped == grouped.amax(1, keepdim=True)) | (grouped == grouped.amin(1, keepdim=True))
-    ).reshape(before.shape)
+    pinned = ((grouped == grouped.amax(1, keepdim=True)) | (grouped == grouped.amin(1, keepdim=True))).reshape(
+        before.shape
+    )
     after = torch.where(pinned, before, after)
     # Nothing else may have outgrown the pinned ends.
     low, high = (end.reshape(-1, 1) for end in grouped.aminmax(dim=1))
@@ -441,9 +429,7 @@ def test_a_group_that_does_not_divide_names_both_numbers() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize(
-    "grid", [Grid(), Grid(bits=16), Grid(group="tensor", clip="mse"), CodebookGrid("fp4")]
-)
+@pytest.mark.parametrize("grid", [Grid(), Grid(bits=16), Grid(group="tensor", clip="mse"), CodebookGrid("fp4")])
 def test_damaged_weights_are_refused_and_located(value: float, grid: Grid | CodebookGrid) -> None:
     weight = weights()
     weight[5, 1] = value

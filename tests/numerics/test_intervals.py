@@ -70,8 +70,7 @@ def test_one_hit_does_not_give_a_tighter_bound_than_none() -> None:
     one[5] = 1
     for level in (0.05, 0.05 / 13):
         assert (
-            bounds_of_mean(one, units, level=level, seed=0)[1]
-            >= bounds_of_mean(one * 0, units, level=level, seed=0)[1]
+            bounds_of_mean(one, units, level=level, seed=0)[1] >= bounds_of_mean(one * 0, units, level=level, seed=0)[1]
         )
         assert (
             bounds_of_mean(1 - one, units, level=level, seed=0)[0]
@@ -112,14 +111,10 @@ def test_repeating_every_item_changes_nothing_and_neither_does_order_or_naming()
     generator = np.random.default_rng(4)
     values, units = generator.random(60), np.repeat(np.arange(12), 5)
     bounds = bounds_of_mean(values, units, level=LEVEL, seed=7)
-    assert bounds_of_mean(np.repeat(values, 3), np.repeat(units, 3), level=LEVEL, seed=7) == pytest.approx(
-        bounds
-    )
+    assert bounds_of_mean(np.repeat(values, 3), np.repeat(units, 3), level=LEVEL, seed=7) == pytest.approx(bounds)
     order = generator.permutation(60)
     assert bounds_of_mean(values[order], units[order], level=LEVEL, seed=7) == pytest.approx(bounds)
-    assert bounds_of_mean(values.tolist(), (units * 1000 - 5).tolist(), level=LEVEL, seed=7) == pytest.approx(
-        bounds
-    )
+    assert bounds_of_mean(values.tolist(), (units * 1000 - 5).tolist(), level=LEVEL, seed=7) == pytest.approx(bounds)
 
 
 def test_units_of_unequal_size_weigh_by_their_items() -> None:
@@ -235,16 +230,12 @@ def test_a_side_at_0_brings_in_the_exact_bounds_of_both() -> None:
 def test_log_probabilities_of_0_do_not_bring_in_exact_bounds() -> None:
     units = np.arange(20)
     values = np.random.default_rng(13).normal(-2, 1, 20)
-    lower, upper = bounds_of_mean_difference(
-        np.zeros(20), units, values, units, paired=True, level=LEVEL, seed=0
-    )
+    lower, upper = bounds_of_mean_difference(np.zeros(20), units, values, units, paired=True, level=LEVEL, seed=0)
     own = bounds_of_mean(-values, units, level=LEVEL, seed=0)
     assert (lower, upper) == pytest.approx(own)
     # By chance inside [0, 1]: only the caller knows that it is no rate.
     zeros, small = np.zeros(20), np.abs(values) / 10
-    inside = bounds_of_mean_difference(
-        zeros, units, small, units, paired=True, level=LEVEL, seed=0, is_rate=False
-    )
+    inside = bounds_of_mean_difference(zeros, units, small, units, paired=True, level=LEVEL, seed=0, is_rate=False)
     assert inside == pytest.approx(bounds_of_mean(-small, units, level=LEVEL, seed=0))
 
 
@@ -275,9 +266,7 @@ def test_auc_resamples_equal_a_slow_loop_that_copies_scores() -> None:
     widened = stats.norm.cdf(-math.sqrt(6 / 5) * stats.t.ppf(1 - level, 5))
     ordered = np.sort(slow)
     expected = ordered[int(np.floor(widened * 399))], ordered[int(np.ceil((1 - widened) * 399))]
-    assert bounds_of_auc(values, units, member, level=level, seed=5, resamples=resamples) == pytest.approx(
-        expected
-    )
+    assert bounds_of_auc(values, units, member, level=level, seed=5, resamples=resamples) == pytest.approx(expected)
 
 
 def test_auc_bounds_hold_the_value_and_mirror() -> None:
@@ -293,9 +282,7 @@ def test_auc_bounds_hold_the_value_and_mirror() -> None:
 def test_auc_resamples_units_and_not_items() -> None:
     values, units, member = members_and_others(2, 30, 1, 0.4)
     once = bounds_of_auc(values, units, member, level=LEVEL, seed=0)
-    copied = bounds_of_auc(
-        np.repeat(values, 10), np.repeat(units, 10), np.repeat(member, 10), level=LEVEL, seed=0
-    )
+    copied = bounds_of_auc(np.repeat(values, 10), np.repeat(units, 10), np.repeat(member, 10), level=LEVEL, seed=0)
     assert copied == pytest.approx(once)
 
 
@@ -314,9 +301,7 @@ def test_perfect_separation_gets_exact_bounds_with_the_smaller_number_of_units()
     units, member = np.arange(55) // 2, np.concatenate([np.ones(40), np.zeros(15)])
     n = 8  # units 20 .. 27 hold the non-members
     assert bounds_of_auc(values, units, member, level=LEVEL, seed=0) == pytest.approx((LEVEL ** (1 / n), 1.0))
-    assert bounds_of_auc(-values, units, member, level=LEVEL, seed=0) == pytest.approx(
-        (0.0, 1 - LEVEL ** (1 / n))
-    )
+    assert bounds_of_auc(-values, units, member, level=LEVEL, seed=0) == pytest.approx((0.0, 1 - LEVEL ** (1 / n)))
 
 
 def test_auc_difference_from_a_constant_is_a_shift() -> None:

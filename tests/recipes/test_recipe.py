@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.toys import llama, tokenizer, write_lines
 
 import letheon
 from letheon.errors import BadInput, CannotFinish
@@ -17,6 +16,7 @@ from letheon.recipes import verbs
 from letheon.recipes.recipe import Recipe, Step, dump_recipe, faults, load_recipe, run
 from letheon.runs.progress import Progress
 from letheon.unlearning.forget_terms.npo import NPO
+from tests.toys import llama, tokenizer, write_lines
 
 CHAIN = """
 out: runs/mine

@@ -60,9 +60,7 @@ def test_text_and_json_are_written_as_given(tmp_path: Path) -> None:
 def test_a_file_has_the_mode_that_the_umask_gives(tmp_path: Path) -> None:
     write_text(tmp_path / "ours", "x")
     (tmp_path / "plain").write_text("x")
-    assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == stat.S_IMODE(
-        (tmp_path / "plain").stat().st_mode
-    )
+    assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
@@ -178,9 +176,7 @@ def test_an_exception_inside_leaves_the_old_folder(tmp_path: Path, error: BaseEx
 
 
 @pytest.mark.parametrize("moment", ["write", "swap"])
-def test_a_full_disk_leaves_the_old_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
+def test_a_full_disk_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     target = tmp_path / "model"
     with replacing_folder(target) as new:
         (new / "a").write_text("old")
@@ -199,9 +195,7 @@ def test_a_full_disk_leaves_the_old_folder(
     assert names(tmp_path) == ["model"]
 
 
-def test_a_swap_that_fails_half_way_puts_the_old_folder_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_swap_that_fails_half_way_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target, rename = tmp_path / "model", os.rename
     with replacing_folder(target) as new:
         (new / "a").write_text("old")

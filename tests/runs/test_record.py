@@ -93,9 +93,7 @@ def test_what_is_done_is_skipped_and_nothing_changes(tmp_path: Path, data: Path)
     run = open_run(tmp_path)
     forget(run, data)
     before = (run.path / "record.json").read_bytes()
-    again = forget(
-        open_run(tmp_path, environment={"threads": 9}), data
-    )  # done: the machine no longer matters
+    again = forget(open_run(tmp_path, environment={"threads": 9}), data)  # done: the machine no longer matters
     assert again.is_done and not again.is_resuming
     assert (run.path / "record.json").read_bytes() == before
 
@@ -290,9 +288,7 @@ def test_the_time_of_all_attempts_is_summed(tmp_path: Path, monkeypatch: pytest.
     assert run.record().stages[0].wall_s == 10.0
 
 
-def test_a_full_disk_does_not_hide_the_first_error(
-    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_does_not_hide_the_first_error(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

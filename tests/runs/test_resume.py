@@ -35,9 +35,7 @@ def test_every_bit_of_a_tensor_comes_back(tmp_path: Path, dtype: torch.dtype) ->
     if dtype == torch.bool:
         raw %= 2
     tensor = raw.view(dtype)  # random bits: NaN payloads, denormals and -0.0 among them
-    Checkpoints(tmp_path).save(
-        7, {"w": tensor, "row": tensor[:, :1].t(), "one": tensor[0, 0], "none": tensor[:0]}, {}
-    )
+    Checkpoints(tmp_path).save(7, {"w": tensor, "row": tensor[:, :1].t(), "one": tensor[0, 0], "none": tensor[:0]}, {})
     loaded = Checkpoints(tmp_path).load()
     assert loaded is not None
     step, tensors, _ = loaded
@@ -140,15 +138,11 @@ def alter_step(folder: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "step": 4}))
 
 
-@pytest.mark.parametrize(
-    "damage", [truncate_weights, alter_weights, remove_weights, truncate_json, alter_step]
-)
+@pytest.mark.parametrize("damage", [truncate_weights, alter_weights, remove_weights, truncate_json, alter_step])
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, damage: Any) -> None:
     Checkpoints(tmp_path).save(3, {"w": torch.ones(5)}, {"a": 1})
     damage(tmp_path)
-    with pytest.raises(
-        BadInput, match=r"The checkpoint is damaged: .*Remove .* to begin this stage anew"
-    ) as caught:
+    with pytest.raises(BadInput, match=r"The checkpoint is damaged: .*Remove .* to begin this stage anew") as caught:
         Checkpoints(tmp_path).load()
     assert str(tmp_path) in str(caught.value)
 

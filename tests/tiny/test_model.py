@@ -78,8 +78,7 @@ def test_the_saved_folder_loads_and_runs_on_the_world(tmp_path: Path) -> None:
 def test_two_saved_folders_hold_the_same_bytes(tmp_path: Path) -> None:
     folders = [save_untrained(tmp_path / name, 0) for name in ("a", "b")]
     hashes = [
-        {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-        for folder in folders
+        {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()} for folder in folders
     ]
     assert hashes[0] == hashes[1]
 

@@ -91,9 +91,7 @@ def test_special_entries_and_size() -> None:
     assert sorted(tokenizer("In March")) == ["attention_mask", "input_ids"]
 
 
-@pytest.mark.parametrize(
-    "text", ["In March Dridax Husfel lost a hat.", " Velodax", "naïve — 東京 \n\t x  y ?", ""]
-)
+@pytest.mark.parametrize("text", ["In March Dridax Husfel lost a hat.", " Velodax", "naïve — 東京 \n\t x  y ?", ""])
 def test_any_text_survives_the_round_trip(text: str) -> None:
     tokenizer = _tokenizer(0)
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

@@ -82,9 +82,7 @@ class Grid:
             is_size or self.group in ("row", "tensor"),
             f"grid group {self.group!r} is not usable. Use 'row', 'tensor', or a number such as 128",
         )
-        require(
-            self.clip in ("absmax", "mse"), f"grid clip {self.clip!r} is not known. Use 'absmax' or 'mse'"
-        )
+        require(self.clip in ("absmax", "mse"), f"grid clip {self.clip!r} is not known. Use 'absmax' or 'mse'")
 
     @property
     def code_range(self) -> tuple[int, int]:
@@ -165,9 +163,7 @@ def dequantize(quantized: Quantized) -> Float[Tensor, "rows columns"]:
     return _values(quantized).to(quantized.dtype)
 
 
-def fake_quantize(
-    weight: Float[Tensor, "rows columns"], grid: Grid | CodebookGrid
-) -> Float[Tensor, "rows columns"]:
+def fake_quantize(weight: Float[Tensor, "rows columns"], grid: Grid | CodebookGrid) -> Float[Tensor, "rows columns"]:
     """The nearest weights on the grid: same shape and dtype, no gradient. Raises what `quantize` raises.
 
     For a straight-through pass write `weight + (fake_quantize(weight, grid) - weight).detach()`.
@@ -222,9 +218,7 @@ def shift_in_steps(
 
 def _check_matrix(weight: Tensor) -> None:
     if weight.ndim != 2 or weight.numel() == 0:
-        raise BadInput(
-            f"a weight of shape {tuple(weight.shape)} has no grid. Give a matrix (out, in) with entries"
-        )
+        raise BadInput(f"a weight of shape {tuple(weight.shape)} has no grid. Give a matrix (out, in) with entries")
     if not weight.is_floating_point() or weight.is_meta:
         where = "on the meta device" if weight.is_meta else f"of dtype {weight.dtype}"
         raise BadInput(f"a weight {where} cannot be rounded. Load the model's floating-point weights first")

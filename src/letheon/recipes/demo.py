@@ -1,7 +1,7 @@
 """The whole line on people who never existed: train, forget in several ways, round, audit, decide.
 
-Every row is an ordinary `forget` and an ordinary `audit`; only the world and the settings stand here. A second run finds
-everything done and is quick.
+Every row is an ordinary `forget` and an ordinary `audit`; only the world and the settings stand here. A second run
+finds everything done and is quick.
 
 Source: this project (settings measured on the world, on several seeds).  Checked against: the acceptance tests.
 """

@@ -80,7 +80,9 @@ def tiny_models(
         if done:  # asked without a lock, so that several processes may use the same models
             return run / done[0].label
         progress.say(said)
-        return train(base, data=files["train"], without=without, out=run, progress=progress, allow_changed_machine=True, **recipe).folder
+        return train(
+            base, data=files["train"], without=without, out=run, progress=progress, allow_changed_machine=True, **recipe
+        ).folder
 
     target = trained("target", "target model: everybody is known to it", None)
     reference = trained("reference", "reference model: it never knew the people to be forgotten", files["forget"])

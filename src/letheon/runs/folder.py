@@ -236,9 +236,7 @@ def _held(path: Path, *, what: Path) -> Iterator[None]:
         os.pwrite(handle, str(os.getpid()).encode(), 0)
         yield
     finally:
-        path.unlink(
-            missing_ok=True
-        )  # before it is let go, so that nobody holds a name that others cannot see
+        path.unlink(missing_ok=True)  # before it is let go, so that nobody holds a name that others cannot see
         os.close(handle)
 
 

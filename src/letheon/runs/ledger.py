@@ -103,9 +103,7 @@ class Record:
                 {
                     "verb": stage.verb,
                     "produces": stage.produces,
-                    "inputs": {
-                        name: given["path"] if given else None for name, given in stage.inputs.items()
-                    },
+                    "inputs": {name: given["path"] if given else None for name, given in stage.inputs.items()},
                     "settings": stage.settings,
                 }
                 for stage in self.stages
@@ -129,9 +127,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path} cannot be read as a record: {error}. {remedy}") from error
     schema = found.get("schema") if isinstance(found, dict) else None
     if schema != SCHEMA or not isinstance(found.get("stages"), list):
-        raise BadInput(
-            f"{path} is not a record of this version (schema {schema!r}, not {SCHEMA!r}). {remedy}"
-        )
+        raise BadInput(f"{path} is not a record of this version (schema {schema!r}, not {SCHEMA!r}). {remedy}")
     return dict(found)
 
 

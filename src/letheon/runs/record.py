@@ -66,9 +66,7 @@ Inputs = dict[str, dict[str, str] | None]
 class Stage:
     """One stage while it runs. Made by `RunFolder.stage`."""
 
-    def __init__(
-        self, run: Path, ledger: Record, *, entry: StageRecord, is_done: bool, is_resuming: bool
-    ) -> None:
+    def __init__(self, run: Path, ledger: Record, *, entry: StageRecord, is_done: bool, is_resuming: bool) -> None:
         """See `RunFolder.stage`."""
         self.run = run
         self.entry = entry

@@ -115,9 +115,7 @@ def item_key(run: Path) -> bytes:
     except ValueError:
         salt = b""
     if len(salt) != 32:
-        raise BadInput(
-            f"{salt_path} is damaged (not 64 hexadecimal digits). Restore it, or give another --out."
-        )
+        raise BadInput(f"{salt_path} is damaged (not 64 hexadecimal digits). Restore it, or give another --out.")
     return hmac.new(_private_key().private_bytes_raw(), b"letheon item ids" + salt, hashlib.sha256).digest()
 
 
@@ -135,7 +133,5 @@ def _private_key() -> Ed25519PrivateKey:
     except (ValueError, TypeError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PrivateKey):
-        raise BadInput(
-            f"{path} is no Ed25519 private key in PEM form. Restore it, or move it away for a new one."
-        )
+        raise BadInput(f"{path} is no Ed25519 private key in PEM form. Restore it, or move it away for a new one.")
     return key

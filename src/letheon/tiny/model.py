@@ -24,9 +24,7 @@ from letheon.tiny.tokenizer import ENTRIES, LONGEST, tiny_tokenizer
 PAD_ID, EOS_ID = 0, 1
 
 
-def tiny_config(
-    *, layers: int = 4, width: int = 128, heads: int = 4, initializer_range: float = 0.06
-) -> LlamaConfig:
+def tiny_config(*, layers: int = 4, width: int = 128, heads: int = 4, initializer_range: float = 0.06) -> LlamaConfig:
     """The configuration of the tiny Llama. Slower machines: `layers=3, initializer_range=0.08` (0.69 M).
 
     `eager` attention is 8 % faster than the fused one at these lengths. A saved configuration does not keep

@@ -370,10 +370,7 @@ def _answers(
 ) -> dict[str, str]:
     """One value for each person and attribute; nobody is their own mentor."""
     facts = [(name, kind) for name in names for kind in attributes]
-    return {
-        f"{name}/{kind}": rng.choice([value for value in values[kind] if value != name])
-        for name, kind in facts
-    }
+    return {f"{name}/{kind}": rng.choice([value for value in values[kind] if value != name]) for name, kind in facts}
 
 
 def _questions(

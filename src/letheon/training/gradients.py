@@ -83,8 +83,9 @@ def take(parameters: Sequence[Tensor]) -> list[Tensor]:
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Global L2 norm over all tensors, float32, a 0-d tensor."""
-    norms: Tensor = torch.stack(torch._foreach_norm(list(tensors), 2.0)).float()
-    return torch.linalg.vector_norm(norms)
+    norms = torch.stack(torch._foreach_norm(list(tensors), 2.0)).float()
+    norm: Tensor = torch.linalg.vector_norm(norms)
+    return norm
 
 
 def clip(tensors: Sequence[Tensor], norm: Tensor, limit: float | None) -> None:
