@@ -20,7 +20,8 @@ NOTHING = 0.05
 """A share of answers that is called no recovery."""
 INTRO = (
     "Invented people were taught to a small language model. Some of them have asked to be forgotten. Each row below "
-    "is one way to make the model forget them; all are compared with a reference that was trained without them and never knew.\n\n"
+    "is one way to make the model forget them; all are compared with a reference that was trained without them and "
+    "never knew.\n\n"
 )
 
 
@@ -68,8 +69,8 @@ def what_rounding_did(results: Sequence[RowResult]) -> list[str]:
     said = []
     if honest:
         said.append(
-            f"Rounding to 8 and 4 bits changed the share of forgotten facts that are answered by at most {max(honest):.2f} "
-            f"in the {'row' if len(honest) == 1 else 'rows'} that really forgot."
+            f"Rounding to 8 and 4 bits changed the share of forgotten facts that are answered "
+            f"by at most {max(honest):.2f} in the {'row' if len(honest) == 1 else 'rows'} that really forgot."
             + (" On so small a model nothing comes back by itself." if max(honest) < NOTHING else "")
         )
     if sham:

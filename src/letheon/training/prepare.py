@@ -159,7 +159,8 @@ def save_stage(
             raise CannotFinish(
                 f"{target}: of {kept.moved} changed weights only {share:.0%} still differ from the original once they "
                 f"are stored as {original.dtype if save_dtype == 'original' else save_dtype}; the file would hold "
-                "little of the change. Use larger steps, --save-dtype float32, or a scope that moves fewer weights further"
+                "little of the change. Use larger steps, --save-dtype float32, or a scope that moves fewer "
+                "weights further"
             )
         if metrics.path.exists():
             shutil.copyfile(metrics.path, folder / "metrics.jsonl")
