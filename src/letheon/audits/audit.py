@@ -28,7 +28,7 @@ from letheon.audits.scorer import Scorer
 from letheon.audits.stored import Rows, to_plain
 from letheon.audits.tables import Asker
 from letheon.audits.verdict import Verdict, decide
-from letheon.audits.verdict_file import write_verdict
+from letheon.audits.verdict_file import make_key, write_verdict
 from letheon.data.encode import Encoder
 from letheon.data.overlap import overlap
 from letheon.data.records import DataFile, read_records
@@ -141,6 +141,7 @@ def audit(model: Path | str, *, progress: Progress | None = None, **settings: An
         progress.say(f"warning: {warning}")
     with run.stage("audit", kept, inputs, None) as stage:
         if not stage.is_done:
+            make_key(progress)
             for warning in warnings:
                 stage.warn(warning)
             encoder, plan = prepared or _prepare(request)
@@ -218,6 +219,8 @@ def _with_record(wanted: AuditSettings) -> tuple[AuditSettings, Path, list[str]]
         name: run.input_path(entry, name) for name in ("forget_data", "retain_data", "holdout_data")
     }
     known["original"] = run.input_path(entry, "model")
+    if out == run.path:
+        known["shipped"] = _shipped_from(run, wanted.model)
     known["template"], known["columns"] = entry.settings["template"], entry.settings["columns"]
     default_template = AuditSettings(model=wanted.model).template
     filled = {
@@ -226,6 +229,16 @@ def _with_record(wanted: AuditSettings) -> tuple[AuditSettings, Path, list[str]]
         if getattr(wanted, name) in (None, {}) or (name == "template" and wanted.template == default_template)
     }
     return replace(wanted, **filled), out, list(entry.notes.get("gate_units", []))
+
+
+def _shipped_from(run: RunFolder, model: Path) -> Path | None:
+    """The folder that the same run made from the model by rounding it, if it did."""
+    for entry in run.record().stages:
+        source = run.input_path(entry, "model")
+        is_from_it = source is not None and source.resolve() == model.resolve()
+        if entry.verb == "quantize" and entry.status == "done" and is_from_it:
+            return run.path / entry.label
+    return None
 
 
 def _compare(data: Mapping[str, DataFile]) -> list[str]:

@@ -38,12 +38,17 @@ def write_verdict(run: Path, verdict: Verdict, progress: Progress) -> Path:
     }
     if path.is_file() and _holds(path, body):
         return path
-    key, is_new = ensure_key()
-    if is_new:
-        progress.say(f"a signing key was made: {key} (keep it; verdicts are signed with it)")
+    make_key(progress)
     signature = sign(canonical(body))
     write_json(path, {**body, "public_key": signature.public_key, "signature": signature.signature})
     return path
+
+
+def make_key(progress: Progress) -> None:
+    """Make the signing key on first use, and say where it is."""
+    key, is_new = ensure_key()
+    if is_new:
+        progress.say(f"a signing key was made: {key} (keep it; verdicts are signed with it)")
 
 
 def read_verdict(path: Path) -> dict[str, Any]:
