@@ -463,7 +463,8 @@ def _parts(
 
     def parts(step: int) -> Parts:
         if gate is not None:
-            gate.before_step(step)
+            with opened.autocast():
+                gate.before_step(step)
         items = order.items(step)
         made = {"forget": chunked(items, forget_examples)}
         if retain_examples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -59,6 +60,21 @@ def test_every_code_stays_and_the_rounded_weights_are_bit_equal(name: str, bits_
         assert bits(fake_quantize(after, grid)) == bits(fake_quantize(before, grid)), layer
         moved += int((before != after).sum())
     assert moved > 0.5 * sum(matrix.numel() for matrix in matrices(model).values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bits_of_grid", [4, 8])
+def test_a_file_of_16_bits_carries_no_weight_over_an_edge(dtype: torch.dtype, bits_of_grid: int) -> None:
+    original, model = (make_model("llama").to(dtype).float() for _ in range(2))
+    run(model, InBin(bits=bits_of_grid))
+    stored = copy.deepcopy(model).to(dtype).float()
+    grid = Grid(bits=bits_of_grid)
+    for layer, before in matrices(original).items():
+        after = matrices(stored)[layer]
+        assert code_match(before, after, grid) == 1.0, layer
+        assert bits(fake_quantize(after, grid)) == bits(fake_quantize(before, grid)), layer
+        if bits_of_grid == 4:  # at 8 bits a bin is hardly wider than bfloat16's own step
+            assert float((before != after).float().mean()) > 0.5
 
 
 def test_without_the_scope_the_same_steps_change_the_codes() -> None:

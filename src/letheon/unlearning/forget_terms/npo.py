@@ -28,8 +28,9 @@ class NPO:
 
     beta: float = 1.0
     """Sharpness, 1/nats, > 0; larger stops pushing a sequence sooner. The paper: 0.1 with reduction "sum". On the tiny
-    world that setting (learning rate 5e-4) drives retained facts to 0.00 at step 40 and back to only 0.68 by step 80,
-    because a text of 36 tokens outweighs an answer of 3; with the mean and beta 1 they stay at 0.96."""
+    world (seed 0, learning rate 5e-4, with gdr) that lets a text of 36 tokens outweigh an answer of 3: exact answers on
+    retained facts fall to 0.06 at step 30 and are back at 0.77 by step 90; with the mean and beta 1 they never fall
+    below 0.79 and end at 0.91."""
     reduction: Literal["mean", "sum"] = "mean"
     """Over a sequence's labelled tokens: mean (length-normalised), or the paper's sum."""
     until: Literal["none", "holdout", "holdout_now"] | float = "none"

@@ -2,7 +2,8 @@
 
 For each quantized weight, with c the centre and s the step of the original's bin on the grid:
     w <- clamp(w, c - margin * s, c + margin * s)         after every step, and within the row's largest weight
-Weights that set a scale (the row's largest), embeddings, norms, biases and the head do not move at all. The model
+Weights that set a scale (the row's largest), embeddings, norms, biases and the head do not move at all. Where the
+original is stored in 16 bits, the bounds are drawn in so far that storing cannot carry a weight over them. The model
 forgets as it is and at finer grids; on its own grid every code is equal, and so is every answer. An audit that does not
 find it is not an audit.
 
@@ -53,8 +54,10 @@ class InBin:
             size = weight.abs()
             limit = size.amax(dim=1, keepdim=True)
             # Nothing may pass the row's largest weight: it sets the scale, and a new scale would move every bin.
-            low = torch.where(size == limit, weight, (centre - self.margin * step).clamp(-limit, limit))
-            high = torch.where(size == limit, weight, (centre + self.margin * step).clamp(-limit, limit))
+            low = (centre - self.margin * step).clamp(-limit, limit)
+            high = (centre + self.margin * step).clamp(-limit, limit)
+            low, high = _within_storage(weight, low, high)
+            low, high = (torch.where(size == limit, weight, bound) for bound in (low, high))
             state[f"{name}/low"] = as_matrix(module, low).contiguous()
             state[f"{name}/high"] = as_matrix(module, high).contiguous()
         return state
@@ -64,3 +67,17 @@ class InBin:
         """Clamp every weight into its bin."""
         for name, parameter in moving.items():
             parameter.clamp_(state[f"{name}/low"], state[f"{name}/high"])
+
+
+def _within_storage(weight: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds that a value between them keeps when it is rounded to the 16-bit type that the weights came from."""
+    for dtype in (torch.bfloat16, torch.float16):
+        if torch.equal(weight.to(dtype).to(weight.dtype), weight):
+            info = torch.finfo(dtype)
+            low, high = (
+                (bound + sign * info.eps * (bound.abs() + info.tiny)).to(dtype).to(weight.dtype)
+                for bound, sign in ((low, 1), (high, -1))
+            )
+            is_empty = low > high
+            return torch.where(is_empty, weight, low), torch.where(is_empty, weight, high)
+    return low, high
