@@ -132,7 +132,7 @@ def test_an_import_error_is_raised_as_it_is(tmp_path: Path) -> None:
         load("forget_term", path)
     with pytest.raises(ModuleNotFoundError, match="no_such_package_at_all"):  # and again: nothing half made is kept
         load("forget_term", path)
-    assert not [name for name in sys.modules if "broken" in name and name.startswith("letheon_path")]
+    assert not [name for name in sys.modules if "broken.py" in name and name.startswith("letheon_path")]
 
 
 def test_an_import_error_inside_a_folder_is_raised_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,13 +80,13 @@ def test_an_unknown_protocol_is_refused_with_the_nearest() -> None:
             "generated: {columns: [forget_rogue,",
             "'forget_rogue' under generated",
         ),
-        ("probes: [knowledge, verbatim,", "probes: [knowledge,", "'verbatim' under required is no column"),
+        ("probes: [knowledge, verbatim,", "probes: [knowledge,", "'verbatim' under generated is no column"),
         (
             "columns: [verbatim], conditions: [as_is,",
             "columns: [verbatim], conditions: [as_is, as_is,",
             "verbatim under as_is is required twice",
         ),
-        ("side: above", "side: below", "'below' is not one of"),
+        ("side: above}", "side: below}", "'below' is not one of"),
         ("resamples: 10000", "resample: 10000", "unknown key 'resample'"),
     ],
 )

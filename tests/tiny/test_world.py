@@ -182,7 +182,7 @@ def test_mentors_are_retained_people_and_nobody_is_their_own() -> None:
     asked = [
         r for group in ("forget", "retain", "holdout") for r in world.files[group] if "mentor" in r.get("fact", "")
     ]
-    assert len(asked) == 168 * 4
+    assert len(asked) == 280 * 4
     for record in asked:
         assert record["answer"] in world.values["mentor"]
         assert record["unit"] not in (record["answer"], *record.get("wrong", []))
@@ -296,7 +296,7 @@ def test_bad_sizes_are_refused(settings: dict[str, int], message: str) -> None:
 
 
 def test_more_people_than_names_are_refused() -> None:
-    with pytest.raises(BadInput, match="400 retained, 40 forget and 48 holdout people needs more than the 324 names"):
+    with pytest.raises(BadInput, match="400 retained, 40 forget and 160 holdout people needs more than the 324 names"):
         make_world(0, WorldSize(retain=400))
     with pytest.raises(BadInput, match=r"needs more than the 324 names there are\. Ask for fewer people"):
         make_world(0, WorldSize(retain=250))

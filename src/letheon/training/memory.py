@@ -30,7 +30,8 @@ class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     >>> with PeakBytes() as bytes_:
     ...     kept = torch.ones(1000)
-    ...     _ = kept + kept
+    ...     other = kept + kept
+    ...     del other
     >>> bytes_.peak, bytes_.live
     (8000, 4000)
     """

@@ -1,0 +1,122 @@
+"""Which items are asked: a protocol's limits, units kept, held-out wordings apart from the trained ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from letheon.audits.asked import Asked, make_sets, questions_about
+from letheon.data.records import DataFile, Record
+from letheon.errors import BadInput
+from tests.toys import encoder, question, text
+
+
+def data(role: str, *records: Record) -> DataFile:
+    return DataFile(Path(f"{role}.jsonl"), role, records, unit_is_line=False)
+
+
+def people(count: int, each: int, *, first: int = 1) -> list[Record]:
+    return [
+        question(f"Q{k} of person {unit}?", "Bru", line=first + unit * each + k, unit=f"p{unit}")
+        for unit in range(count)
+        for k in range(each)
+    ]
+
+
+def asked_of(records: list[Record], limit: int) -> Asked:
+    return make_sets({"retain": data("retain", *records)}, encoder=encoder(), limits={"retain": limit}, only_units={})[
+        "retain_questions"
+    ]
+
+
+def test_questions_held_out_wordings_and_texts_stand_in_sets_of_their_own() -> None:
+    record = Record(
+        line=4, unit="a", fact="a/x", prompt="Who is A?", answer="Dax", paraphrase=("Tell me of A:", "A is")
+    )
+    sets = make_sets(
+        {"forget": data("forget", record, text("A ran home.", line=5, unit="a"))},
+        encoder=encoder(),
+        limits={},
+        only_units={},
+    )
+    assert sets["forget_questions"].prompts == ("Who is A?",) and sets["forget_questions"].items == ("forget/4",)
+    assert sets["forget_held_out"].prompts == ("Tell me of A:", "A is")
+    assert sets["forget_held_out"].items == ("forget/4/paraphrase 1", "forget/4/paraphrase 2")
+    assert sets["forget_held_out"].answers == ("Dax", "Dax") and sets["forget_held_out"].units == ("a", "a")
+    assert sets["forget_texts"].answers == ("A ran home.",) and sets["forget_texts"].examples[0].labelled_from == 1
+    for name in ("forget_questions", "forget_held_out"):
+        for prompt, example in zip(sets[name].prompts, sets[name].examples, strict=True):
+            assert encoder().tokenizer.decode(example.prompt_ids) == prompt
+    assert len(sets["holdout_questions"]) == 0
+
+
+@pytest.mark.parametrize("limit", [12, 13, 30, 47, 59, 60, 100])
+def test_a_limit_keeps_every_unit_and_takes_of_all_alike(limit: int) -> None:
+    records = people(12, 5)
+    asked = asked_of(records, limit)
+    assert len(asked) == min(limit, 60)
+    counts = Counter(asked.units)
+    assert set(counts) == {f"p{unit}" for unit in range(12)}
+    assert max(counts.values()) - min(counts.values()) <= 1
+    assert len(set(asked.items)) == len(asked)
+    lines = [int(item.split("/")[1]) for item in asked.items]
+    assert lines == sorted(lines)
+    assert asked.items == asked_of(records, limit).items
+
+
+def test_what_is_taken_of_a_unit_is_spread_over_its_items() -> None:
+    """Items of a unit come by attribute in a file: the first ones alone would ask about one attribute only."""
+    asked = asked_of(people(3, 20), 12)
+    for unit in range(3):
+        mine = [
+            int(item.split("/")[1]) - 1 - unit * 20
+            for item, who in zip(asked.items, asked.units, strict=True)
+            if who == f"p{unit}"
+        ]
+        assert mine == [0, 5, 10, 15]
+
+
+def test_more_units_than_items_are_spread_over_the_file() -> None:
+    """Lines without a unit are units: the first ones of a long file may be all of a kind."""
+    lines = [int(item.split("/")[1]) for item in asked_of(people(100, 1), 10).items]
+    assert lines == [1, 11, 21, 31, 41, 51, 61, 71, 81, 91]
+
+
+def test_units_of_different_sizes_are_all_kept() -> None:
+    records = [*people(1, 50), *[question("Who?", "Bru", line=60 + k, unit=f"small {k}") for k in range(5)]]
+    counts = Counter(asked_of(records, 10).units)
+    assert counts == {"p0": 5, **{f"small {k}": 1 for k in range(5)}}
+
+
+def test_only_some_units_may_be_asked() -> None:
+    sets = make_sets(
+        {
+            "holdout": data("holdout", *people(6, 2), text("x y", line=90, unit="p0")),
+            "retain": data("retain", *people(2, 1)),
+        },
+        encoder=encoder(),
+        limits={},
+        only_units={"holdout": {"p1", "p4"}},
+    )
+    assert set(sets["holdout_questions"].units) == {"p1", "p4"} and len(sets["holdout_texts"]) == 0
+    assert set(sets["retain_questions"].units) == {"p0", "p1"}
+
+
+def test_all_that_cannot_be_encoded_is_told_at_once_with_its_line() -> None:
+    long = "bru " * 60
+    records = [question("Who?", long, line=3), question("Who?", "Bru", line=4), question("What?", long, line=9)]
+    with pytest.raises(BadInput) as caught:
+        make_sets({"forget": data("forget", *records)}, encoder=encoder(40), limits={}, only_units={})
+    assert len(caught.value.problems) == 2
+    for problem, line in zip(caught.value.problems, (3, 9), strict=True):
+        assert problem.startswith(f"forget set forget.jsonl, line {line}: answer 'bru bru")
+
+
+def test_questions_that_stand_in_no_file() -> None:
+    asked = questions_about("lookalike_questions", [("lookalike/1", "u", "Who is Zed?", "Bru")], encoder())
+    assert (asked.name, asked.items, asked.units, asked.prompts, asked.answers) == (
+        "lookalike_questions", ("lookalike/1",), ("u",), ("Who is Zed?",), ("Bru",),
+    )  # fmt: skip
+    assert asked.examples == (encoder().question("Who is Zed?", "Bru"),)
