@@ -70,7 +70,7 @@ def what_rounding_did(results: Sequence[RowResult]) -> list[str]:
     if honest:
         said.append(
             f"Rounding to 8 and 4 bits changed the share of forgotten facts that are answered "
-            f"by at most {max(honest):.2f} in the {'row' if len(honest) == 1 else 'rows'} that really forgot."
+            f"by at most {max(honest):.2f} in the {'row' if len(honest) == 1 else 'rows'} without a trick."
             + (" On so small a model nothing comes back by itself." if max(honest) < NOTHING else "")
         )
     if sham:
