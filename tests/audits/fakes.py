@@ -113,7 +113,7 @@ def uniform_model() -> Any:
     return model
 
 
-class ScriptedScorer:
+class ScriptedScorer(Scorer):
     """Says what it was told to, set by set."""
 
     def __init__(
@@ -125,18 +125,20 @@ class ScriptedScorer:
         continuations: Sequence[str] = (),
     ) -> None:
         self.encoder = encoder()
-        self._log_probs, self._exact, self._answers = log_probs or {}, exact or {}, answers or {}
-        self._continuations = list(continuations)
+        self._said, self._hit, self._given = log_probs or {}, exact or {}, answers or {}
+        self._continued = list(continuations)
         self.continued: list[tuple[Sequence[Sequence[int]], Sequence[int]]] = []
 
     def scores(self, asked: Asked) -> ExampleScores:
-        values = self._log_probs.get(asked.name, [[-1.0]] * len(asked))
-        exact = self._exact.get(asked.name, [False] * len(asked))
+        values = self._said.get(asked.name, [[-1.0]] * len(asked))
+        exact = self._hit.get(asked.name, [False] * len(asked))
         return ExampleScores([np.asarray(each, dtype=np.float64) for each in values], np.asarray(exact, dtype=np.bool_))
 
-    def answers(self, asked: Asked) -> list[str]:
-        return list(self._answers[asked.name])
+    def answers(self, asked: Asked, items: Iterable[int] | None = None) -> list[str]:
+        return list(self._given[asked.name])
 
-    def continuations(self, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[str]:
+    def continuations(
+        self, prompts: Sequence[Sequence[int]], lengths: Sequence[int], *, stops: Iterable[int] = ()
+    ) -> list[str]:
         self.continued.append((prompts, lengths))
-        return self._continuations
+        return self._continued

@@ -21,8 +21,8 @@ def test_each_column_asks_the_set_of_its_role_and_kind() -> None:
     four = sets(*(asked(name, random_examples(count, seed=count)) for count, name in enumerate(names, start=3)))
     scorer = ScriptedScorer(exact={name: [True] * count for count, name in enumerate(names, start=3)})
     for role, first in (("forget", 0), ("holdout", 2)):
-        trained = PROBE.score("forget_accuracy", four, scorer, role=role)  # type: ignore[arg-type]
-        held_out = PROBE.score("forget_accuracy_held_out", four, scorer, role=role)  # type: ignore[arg-type]
+        trained = PROBE.score("forget_accuracy", four, scorer, role=role)
+        held_out = PROBE.score("forget_accuracy_held_out", four, scorer, role=role)
         assert trained.items == four[names[first]].items and held_out.items == four[names[first + 1]].items
         assert set(trained.values) == {1.0}
 
@@ -30,7 +30,7 @@ def test_each_column_asks_the_set_of_its_role_and_kind() -> None:
 def test_probability_is_the_geometric_mean_of_the_answers_tokens() -> None:
     two = sets(asked("forget_questions", random_examples(2)))
     scorer = ScriptedScorer(log_probs={"forget_questions": [[-1.0, -3.0], [-0.5]]})
-    values = PROBE.score("forget_probability", two, scorer).values  # type: ignore[arg-type]
+    values = PROBE.score("forget_probability", two, scorer).values
     assert values == pytest.approx([math.exp(-2.0), math.exp(-0.5)])
 
 
@@ -45,14 +45,14 @@ def test_rouge_is_recall_of_the_held_out_wordings() -> None:
     pairs = [("Where?", "the red house"), ("Who?", "Bru"), ("When?", "never")]
     held_out = sets(questions("forget_held_out", pairs), questions("forget_questions", pairs[:1]))
     scorer = ScriptedScorer(answers={"forget_held_out": ["the house is blue", "it was bru.", ""]})
-    scores = PROBE.score("forget_rouge", held_out, scorer)  # type: ignore[arg-type]
+    scores = PROBE.score("forget_rouge", held_out, scorer)
     assert scores.values == pytest.approx([2 / 3, 1.0, 0.0]) and scores.items == held_out["forget_held_out"].items
 
 
 def test_without_held_out_wordings_rouge_asks_the_trained_ones() -> None:
     trained = sets(questions("forget_questions", [("Who?", "Bru")]))
     scorer = ScriptedScorer(answers={"forget_questions": ["bru"]})
-    assert PROBE.score("forget_rouge", trained, scorer).values == [1.0]  # type: ignore[arg-type]
+    assert PROBE.score("forget_rouge", trained, scorer).values == [1.0]
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 40, 4096])

@@ -34,7 +34,7 @@ def scripted(members: float, strangers: float) -> ScriptedScorer:
 def test_memorised_is_one_and_forgotten_too_far_is_zero(
     column: str, members: float, strangers: float, auc: float
 ) -> None:
-    scores = Membership().score(column, BOTH, scripted(members, strangers))  # type: ignore[arg-type]
+    scores = Membership().score(column, BOTH, scripted(members, strangers))
     assert scores.aggregate("auc") == auc
     kind = column.removeprefix("membership_")
     count = len(BOTH[f"forget_{kind}"])
@@ -71,15 +71,15 @@ def test_min_k_with_all_tokens_is_the_loss() -> None:
 
 def test_questions_go_by_the_mean_of_the_answer_not_by_its_length() -> None:
     made = {name: [[-1.0] * (1 + item) for item in range(len(one))] for name, one in BOTH.sets.items()}
-    scores = Membership().score("membership_questions", BOTH, ScriptedScorer(log_probs=made))  # type: ignore[arg-type]
+    scores = Membership().score("membership_questions", BOTH, ScriptedScorer(log_probs=made))
     assert scores.values == pytest.approx([-1.0] * 12)
 
 
 def test_strangers_may_be_look_alikes() -> None:
-    scores = Membership().score("membership_questions", BOTH, scripted(-1.0, -2.0), strangers="lookalike")  # type: ignore[arg-type]
+    scores = Membership().score("membership_questions", BOTH, scripted(-1.0, -2.0), strangers="lookalike")
     assert scores.items[5:] == BOTH["lookalike_questions"].items
     with pytest.raises(NotMeasured, match="texts of the forget set and of a holdout set"):
-        Membership().score("membership_texts", BOTH, scripted(-1.0, -2.0), strangers="lookalike")  # type: ignore[arg-type]
+        Membership().score("membership_texts", BOTH, scripted(-1.0, -2.0), strangers="lookalike")
 
 
 @pytest.mark.parametrize("missing", ["forget", "holdout"])
@@ -87,7 +87,7 @@ def test_one_side_alone_is_not_measured(missing: str) -> None:
     some = sets(*(one for name, one in BOTH.sets.items() if not name.startswith(missing)))
     for column in COLUMNS:
         with pytest.raises(NotMeasured, match="--holdout"):
-            Membership().score(column, some, scripted(-1.0, -2.0))  # type: ignore[arg-type]
+            Membership().score(column, some, scripted(-1.0, -2.0))
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.01])

@@ -23,14 +23,14 @@ SETS = {
 def test_each_accuracy_asks_its_own_set(column: str, name: str) -> None:
     all_sets = sets(*(asked(one, random_examples(3, seed=k)) for k, one in enumerate(SETS.values())))
     scorer = ScriptedScorer(exact={name: [True, False, True]})
-    scores = Utility().score(column, all_sets, scorer)  # type: ignore[arg-type]
+    scores = Utility().score(column, all_sets, scorer)
     assert scores.values == [1.0, 0.0, 1.0] and scores.items == all_sets[name].items
 
 
 def test_perplexity_is_the_exponential_of_the_mean_loss_of_texts() -> None:
     texts = sets(asked("retain_texts", random_examples(2)))
     scorer = ScriptedScorer(log_probs={"retain_texts": [[-1.0, -3.0], [-4.0]]})
-    scores = Utility().score("retain_perplexity", texts, scorer)  # type: ignore[arg-type]
+    scores = Utility().score("retain_perplexity", texts, scorer)
     assert list(scores.values) == pytest.approx([2.0, 4.0])
     assert scores.aggregate("exp_mean") == pytest.approx(math.exp(3.0))
 
@@ -53,7 +53,7 @@ def test_a_uniform_model_has_the_perplexity_of_its_vocabulary() -> None:
 )
 def test_what_is_missing_is_named(column: str, said: str) -> None:
     with pytest.raises(NotMeasured, match=said):
-        Utility().score(column, sets(), ScriptedScorer())  # type: ignore[arg-type]
+        Utility().score(column, sets(), ScriptedScorer())
 
 
 def test_only_better_for_users_is_called_better() -> None:

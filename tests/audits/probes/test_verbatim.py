@@ -30,7 +30,7 @@ def test_the_beginning_is_shown_and_the_rest_is_wanted() -> None:
     for probe in (Verbatim(), Verbatim(prompt_tokens=4), Verbatim(longest=3)):
         two = texts(LONG, SHORT)
         scorer = ScriptedScorer(continuations=["", ""])
-        probe.score("verbatim", sets(two), scorer)  # type: ignore[arg-type]
+        probe.score("verbatim", sets(two), scorer)
         ((prompts, lengths),) = scorer.continued
         for example, prompt, length in zip(two.examples, prompts, lengths, strict=True):
             shown, rest = shown_and_rest(example, probe)
@@ -43,7 +43,7 @@ def test_equal_is_one_empty_is_zero_and_half_is_between() -> None:
     true = str(encoder().tokenizer.decode(rest)).strip()
     words = true.split()
     given = [true, "", " ".join(words[: len(words) // 2])]
-    scores = Verbatim().score("verbatim", sets(two), ScriptedScorer(continuations=given))  # type: ignore[arg-type]
+    scores = Verbatim().score("verbatim", sets(two), ScriptedScorer(continuations=given))
     assert scores.values[0] == 1.0 and scores.values[1] == 0.0
     share = (len(words) // 2) / len(words)
     assert scores.values[2] == pytest.approx(2 * share / (1 + share), abs=0.05)
@@ -53,20 +53,20 @@ def test_a_text_cut_at_the_window_has_no_end_of_text_to_leave_out() -> None:
     example = encoder(20).encode(text(LONG))
     assert example.cut and example.ids[-1] != encoder().eos
     scorer = ScriptedScorer(continuations=[""])
-    Verbatim().score("verbatim", sets(asked("forget_texts", [example])), scorer)  # type: ignore[arg-type]
+    Verbatim().score("verbatim", sets(asked("forget_texts", [example])), scorer)
     ((prompts, lengths),) = scorer.continued
     assert len(prompts[0]) + lengths[0] == 20
 
 
 def test_the_control_is_asked_about_its_own_texts() -> None:
     both = sets(texts(LONG), texts(SHORT, SHORT, name="holdout_texts"))
-    scores = Verbatim().score("verbatim", both, ScriptedScorer(continuations=["", ""]), role="holdout")  # type: ignore[arg-type]
+    scores = Verbatim().score("verbatim", both, ScriptedScorer(continuations=["", ""]), role="holdout")
     assert scores.items == both["holdout_texts"].items
     with pytest.raises(NotMeasured, match="the lookalike set holds no texts"):
-        Verbatim().score("verbatim", both, ScriptedScorer(), role="lookalike")  # type: ignore[arg-type]
+        Verbatim().score("verbatim", both, ScriptedScorer(), role="lookalike")
 
 
 def test_a_script_it_cannot_read_is_not_measured_and_not_repeated() -> None:
     with pytest.raises(NotMeasured, match="letters a-z") as caught:
-        Verbatim().score("verbatim", sets(texts("東京都")), ScriptedScorer(continuations=["x"]))  # type: ignore[arg-type]
+        Verbatim().score("verbatim", sets(texts("東京都")), ScriptedScorer(continuations=["x"]))
     assert "京" not in str(caught.value)
