@@ -9,15 +9,44 @@ from typing import Any
 
 import pytest
 
-from letheon.audits.audit import AuditResult
+from letheon.audits.audit import AuditResult, audit
 from letheon.audits.verify import verify
 from letheon.errors import BadInput
 from letheon.quantization.pipeline import quantize
-from letheon.recipes.tiny_models import TinyModels
+from letheon.recipes.tiny_models import TinyModels, tiny_models
+from letheon.runs.progress import Progress
 from letheon.runs.record import purge
 from letheon.runs.signing import fingerprint
+from letheon.tiny.world import WorldSize
 from letheon.unlearning.forget import forget
-from tests.audits.conftest import QUIET, audit_of
+
+QUIET = Progress(quiet=True)
+SIZE = WorldSize(forget=6, retain=16, holdout=12, attributes=2, countries=4)
+
+
+@pytest.fixture(scope="module")
+def small() -> TinyModels:
+    return tiny_models(0, SIZE, steps=260, progress=QUIET)
+
+
+@pytest.fixture(scope="module")
+def audited(small: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> AuditResult:
+    """The target itself, audited as if it had forgotten."""
+    return audit_of(small, small.target, tmp_path_factory.mktemp("audited") / "run")
+
+
+def audit_of(small: TinyModels, model: Path, out: Path, **changes: object) -> AuditResult:
+    """An audit with everything given, but for the changes."""
+    given: dict[str, object] = {
+        "original": small.target,
+        "reference": small.reference,
+        "forget_data": small.files["forget"],
+        "retain_data": small.files["retain"],
+        "holdout_data": small.files["holdout"],
+        "general_data": small.files["general"],
+        **changes,
+    }
+    return audit(model, out=out, progress=QUIET, **{name: value for name, value in given.items() if value is not None})
 
 
 def cell(result: AuditResult, column: str, condition: str = "as_is") -> dict[str, Any]:
@@ -92,8 +121,6 @@ def test_what_the_forget_run_knows_need_not_be_given(small: TinyModels, tmp_path
         progress=QUIET,
     )
     low = quantize(made.folder, out=tmp_path / "low", progress=QUIET)
-    from letheon.audits.audit import audit
-
     result = audit(
         made.folder, reference=small.reference, general_data=small.files["general"], shipped=low.folder, progress=QUIET
     )
