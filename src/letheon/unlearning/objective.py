@@ -89,7 +89,7 @@ class JointGradient:
             with self.autocast():
                 logits = self.forget.body.logits(join(forget_batch, retain_batch, pad=self.pad))
                 # Split, not sliced: backward then puts two gradients together instead of adding two padded ones.
-                parts_of = logits.split([len(forget_batch.label_ids), len(retain_batch.label_ids)])
+                parts_of = torch.split(logits, [len(forget_batch.label_ids), len(retain_batch.label_ids)])
                 forget = self.forget.of(Outputs(forget_batch, parts_of[0]))[0] / forget_total
                 retain = self.retain.of(Outputs(retain_batch, parts_of[1]))[0] / retain_total
                 total = self.weights[0] * forget + self.weights[1] * retain
