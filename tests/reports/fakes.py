@@ -294,7 +294,6 @@ def make_metrics(kind: str = "gate", *, steps: int = 90) -> list[dict[str, Any]]
         if step % 10 == 0:
             line["forget_accuracy"] = max(0.02, 1 - 1.6 * share)
             line["retain_accuracy"] = max(0.03, 1 - 1.2 * share) if kind == "ga" else 0.96 - 0.6 * share * (1 - share)
-            line["gate_open"] = max(0.0, 1 - 1.2 * share)
         lines.append(line)
     return lines
 

@@ -53,7 +53,7 @@ def test_a_tame_loss_is_not_cut_and_each_has_its_panel(fakes: ModuleType) -> Non
     figure = curves("1-forget", fakes.make_metrics("gate"), "k")
     assert figure is not None
     assert _panel_heights(figure.svg) == ["forget loss", "retain loss", "accuracy, at looks"]
-    assert "gate open" in figure.svg and "cut" not in figure.text_alternative
+    assert "retain" in figure.svg and "cut" not in figure.text_alternative
 
 
 def test_numbers_that_are_none_are_left_out() -> None:

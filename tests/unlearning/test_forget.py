@@ -255,7 +255,9 @@ def test_the_gate_uses_every_second_stranger_and_says_which(world: World, tmp_pa
     units = read_records(world["holdout"], role="holdout").units
     assert made.notes["gate_units"] == split_units(units)[0] and len(units) == 8
     loop = captured(world, tmp_path, method=GATED, holdout_data=world["holdout"])
-    thresholds = loop.memory["gate"]
+    gradient = loop.gradient
+    assert isinstance(gradient, objective.JointGradient) and gradient.forget.gate is not None
+    thresholds = gradient.forget.gate.thresholds
     assert len(set(thresholds.tolist())) == 2  # one for questions, one for texts
 
 
@@ -299,7 +301,6 @@ def test_a_killed_run_continues_to_the_same_bits(world: World, straight: ForgetR
 STATEFUL: dict[str, dict[str, Any]] = {
     "sham": {"scope": "in_bin", "retain_term": "klr"},
     "gate": {"method": GATED},
-    "moving gate": {"method": {"name": "npo", "until": "holdout_now"}, "steps": 23},
     "stored": {"master_dtype": "param", "weight_decay": 0.1, "rate": {"name": "cosine", "warmup": 0.3}},
     "cycle": {"pairing": "cycle", "balance": {"name": "weighted", "alpha": 2.0}, "text_repeats": 2},
 }
@@ -415,7 +416,7 @@ def test_a_retain_term_without_its_set_is_refused(world: World, tmp_path: Path, 
     assert problem.startswith("retain term '") and "needs a retain set (--retain r.jsonl)" in problem
 
 
-@pytest.mark.parametrize("method", [GATED, {"name": "gradient_ascent", "until": "holdout_now"}, NPO(until="holdout")])
+@pytest.mark.parametrize("method", [GATED, {"name": "gradient_ascent", "until": "holdout"}, NPO(until="holdout")])
 def test_a_gate_without_a_holdout_is_refused_with_the_other_faults(world: World, tmp_path: Path, method: Any) -> None:
     problems = refused(world, tmp_path / "run", method=method, retain_data=None)
     assert len(problems) == 2

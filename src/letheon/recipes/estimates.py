@@ -35,7 +35,7 @@ from letheon.training.prepare import Opened, repeated_items
 from letheon.training.scoring import BATCH_TOKENS
 from letheon.training.train import TrainSettings, storage_dtypes
 from letheon.unlearning import forget as forgetting
-from letheon.unlearning.gate import REFRESH_EVERY, Gate
+from letheon.unlearning.gate import Gate
 from letheon.unlearning.objective import Provider, TermLoss, make_gradient
 from letheon.unlearning.reference import IN_MEMORY_BYTES, LogitCache, LogProbCache
 
@@ -170,7 +170,7 @@ def of_forget(request: forgetting.Request) -> Estimate:
         folder=request.folder,
         device=request.device,
         encoder=encoder,
-        parts=forgetting._parts(wanted, order, forget_examples, retain_examples, unopened, None),
+        parts=forgetting._parts(wanted, order, forget_examples, retain_examples, unopened),
         steps=steps,
         optimizer=wanted.optimizer,
         rate=methods["rate"],
@@ -189,14 +189,12 @@ def _before(request: forgetting.Request, examples: Mapping[str, Sequence[Example
 
 
 def _looks(request: forgetting.Request, steps: int, opened: Opened) -> list[Questions]:
-    """What the stop rule and a gate that moves ask between steps."""
+    """What the stop rule asks between steps."""
     asked: list[Questions] = []
     stop = request.wanted.stop
     if stop.every:
         for data in (request.forget, request.retain):
             asked.append(Questions(forgetting._sample(data, stop.items, opened), steps / stop.every))
-    if getattr(request.methods["method"], "until", "none") == "holdout_now":
-        asked.append(Questions(_strangers(request), steps / REFRESH_EVERY))
     return asked
 
 

@@ -182,7 +182,6 @@ def _smooth(values: Sequence[float]) -> list[float]:
 _LOOKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "forget_accuracy": ("forget", "found", {"lw": 1.4, "marker": "o", "ms": 3}),
     "retain_accuracy": ("retain", "control", {"lw": 1.4, "marker": "s", "ms": 3}),
-    "gate_open": ("gate open", "muted", {"lw": 1.2, "dashes": (2, 2)}),
 }
 """Figure of a look -> its name, colour and line."""
 

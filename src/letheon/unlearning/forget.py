@@ -18,7 +18,7 @@ from torch import nn
 
 from letheon.data.batches import EpochOrder, RandomOrder, collate
 from letheon.data.encode import Encoder, Example, cut_sentence
-from letheon.data.overlap import overlap
+from letheon.data.overlap import overlap, shared_units
 from letheon.data.records import DataFile, Record, read_records, split_units
 from letheon.errors import BadInput, require
 from letheon.methods import build, describe, name_of
@@ -292,6 +292,8 @@ def _with_examples(request: Request) -> Request:
     warnings += [note for role, found in examples.items() if (note := cut_sentence(found, role))]
     if request.retain is not None and (shared := overlap(forget_set, request.retain)):
         warnings.append(f"{shared.sentence}. What is kept cannot be forgotten: take them out of one of the sets")
+    if holdout is not None:
+        warnings += [note for other in sets.values() if other is not holdout and (note := shared_units(holdout, other))]
     return replace(request, examples=examples, warnings=tuple(warnings))
 
 
@@ -311,7 +313,7 @@ def _check_overlaps(forget_set: DataFile, retain: DataFile | None, holdout: Data
 
 def _is_gated(until: Any) -> bool:
     """Whether a forget term's bound is measured on the holdout."""
-    return isinstance(until, str) and until.startswith("holdout")
+    return bool(until == "holdout")
 
 
 def _name(method: Any) -> str:
@@ -348,12 +350,12 @@ def _run(request: Request, stage: Stage, progress: Progress) -> None:
             model=opened.model,
             moving=moving,
             gradient=gradient,
-            parts=_parts(wanted, order, forget_examples, retain_examples, opened, gate),
+            parts=_parts(wanted, order, forget_examples, retain_examples, opened),
             steps=steps,
             optimizer=wanted.optimizer,
             rate=request.methods["rate"],
             after_step=lambda parameters: scope.after_step(parameters, scope_state),
-            memory=scope_state if gate is None else {**scope_state, "gate": gate.thresholds},
+            memory=scope_state,
             look=_look(request, opened),
             checkpoints=StageCheckpoints(stage, metrics),
             checkpoint_every_s=wanted.checkpoint_every_s,
@@ -444,7 +446,6 @@ def _parts(
     forget_examples: Sequence[Example],
     retain_examples: Sequence[Example],
     opened: Opened,
-    gate: Gate | None,
 ) -> Callable[[int], Parts]:
     """Step -> forget micro-batches, and as many retain records beside them."""
     micro = wanted.micro_batch_size or wanted.batch_size
@@ -462,9 +463,6 @@ def _parts(
         ]
 
     def parts(step: int) -> Parts:
-        if gate is not None:
-            with opened.autocast():
-                gate.before_step(step)
         items = order.items(step)
         made = {"forget": chunked(items, forget_examples)}
         if retain_examples:

@@ -3,8 +3,6 @@
     open(i) = (mean loss per labelled token of item i under the current model) < threshold(i)
 Without it the forgotten texts become less likely than texts that were never seen, which gives them away as surely.
 "holdout" takes the median loss of the holdout's items of the same kind (question, text) under the original model.
-"holdout_now" measures those medians again every 20 steps under the model as it is: what is learned from the retain set
-makes strangers' texts more, and their answers less likely, so the original's medians end up in the wrong place.
 
 Source: this project (measured on the embedded world).  Checked against: medians by hand, an item above and one below.
 """
@@ -12,7 +10,7 @@ Source: this project (measured on the embedded world).  Checked against: medians
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,9 +25,7 @@ from letheon.errors import BadInput
 from letheon.training.losses import Body, Outputs
 from letheon.unlearning.reference import cache_log_probs
 
-Until = Literal["none", "holdout", "holdout_now"] | float
-REFRESH_EVERY = 20
-"""Steps between two measurements of a moving threshold."""
+Until = Literal["none", "holdout"] | float
 STRANGERS = 400
 """Most holdout items of a kind that a median is taken over."""
 
@@ -39,13 +35,6 @@ class Gate:
     """Threshold of every forget item, nats per labelled token."""
 
     thresholds: Float[Tensor, " items"]
-    measure: Callable[[], Float[Tensor, " items"]] | None = None
-    """Measures moving thresholds; None where they stay."""
-
-    def before_step(self, step: int) -> None:
-        """Measure moving thresholds again when it is time to. They are saved with every checkpoint."""
-        if self.measure is not None and step % REFRESH_EVERY == 0:
-            self.thresholds.copy_(self.measure())
 
     def open_items(self, outputs: Outputs) -> Bool[Tensor, " batch"]:
         """Which sequences of the batch still count."""
@@ -89,22 +78,12 @@ def make_gate(
     if not isinstance(until, str):
         return Gate(torch.full((len(records),), float(until), device=device))
     check_strangers(records, holdout)
-    examples = {
-        is_question: encoder.encode_all(_spread([record for record in holdout if record.is_question == is_question]))
-        for is_question in {record.is_question for record in records}
-    }
-
-    def measure() -> Tensor:
-        was_training = body.model.training
-        body.model.eval()
-        medians = {}
-        for is_question, strangers in examples.items():
-            scores = cache_log_probs(body, strangers, reduction="mean", pad=encoder.pad, device=device)
-            medians[is_question] = statistics.median((-scores.values).tolist())
-        body.model.train(was_training)
-        return torch.tensor([medians[record.is_question] for record in records], device=device)
-
-    return Gate(measure(), measure if until == "holdout_now" else None)
+    medians: dict[bool, float] = {}
+    for is_question in {record.is_question for record in records}:
+        strangers = encoder.encode_all(_spread([record for record in holdout if record.is_question == is_question]))
+        scores = cache_log_probs(body, strangers, reduction="mean", pad=encoder.pad, device=device)
+        medians[is_question] = statistics.median((-scores.values).tolist())
+    return Gate(torch.tensor([medians[record.is_question] for record in records], device=device))
 
 
 def _spread(strangers: list[Record]) -> list[Record]:

@@ -79,6 +79,22 @@ def test_far_away_it_neither_breaks_nor_vanishes_too_soon() -> None:
     assert slope(NPO(beta=1.0), log_probs(-10.0), log_probs(0.0).detach()).item() > 0
 
 
+def test_the_published_codes_form_is_a_mean_over_tokens_and_vocabulary_of_raw_logits() -> None:
+    term = NPO(beta=0.1, reduction="muse-logits")
+    assert (term.needs, term.denominator) == (("logits", "reference_logits"), "token")
+    now = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, -1.0]], dtype=torch.float64)
+    then = torch.tensor([[0.0, -1.0, 0.5], [2.0, 2.0, 2.0]], dtype=torch.float64)
+    total, count = term.loss(now, then)
+    by_hand = [
+        (2 / 0.1) * math.log(1 + math.exp(0.1 * (a - b))) for a, b in zip(now.ravel(), then.ravel(), strict=True)
+    ]
+    assert count == 2
+    assert float(total) / count == pytest.approx(sum(by_hand) / len(by_hand))
+    # What makes it another loss: a constant added to all logits changes no probability, and changes it.
+    moved, _ = term.loss(now + 1.0, then)
+    assert float(moved) - float(total) > 0.5
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

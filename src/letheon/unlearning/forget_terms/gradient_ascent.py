@@ -26,10 +26,9 @@ class GradientAscent:
 
     reduction: Literal["mean", "sum"] = "mean"
     """Over a sequence's labelled tokens. A sum lets one long text drive the gradient."""
-    until: Literal["none", "holdout", "holdout_now"] | float = "none"
-    """How far an item is pushed: "none"; a loss in nats per token, > 0; "holdout", the median loss of the holdout's
-    items of its kind under the original; or "holdout_now", the same median under the model as it is, measured again
-    every 20 steps. An item counts only while its own mean loss is below."""
+    until: Literal["none", "holdout"] | float = "none"
+    """How far an item is pushed: "none"; a loss in nats per token, > 0; or "holdout", the median loss of the holdout's
+    items of its kind under the original. An item counts only while its own mean loss is below."""
 
     needs: ClassVar[tuple[str, ...]] = ("log_probs",)
     denominator: ClassVar[str] = "sequence"
