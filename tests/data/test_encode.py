@@ -211,6 +211,13 @@ def test_a_template_without_an_end_of_turn_gets_eos() -> None:
     assert list(example.prompt_ids) == ids(made, "user: Who is it?\nassistant: ")
 
 
+def test_a_template_that_asks_for_the_date_is_told_the_same_day_every_day() -> None:
+    made = chat_tokenizer("{{ strftime_now('%d %b %Y') }}" + CHATML)
+    encoder = Encoder(made, max_length=64)
+    assert made.decode(encoder.question("Who is it?", "Ann Lee").ids).startswith("01 Jan 2025")
+    assert made.decode(encoder.prompt_ids("Who is it?")).startswith("01 Jan 2025")
+
+
 def test_texts_are_encoded_plainly_also_for_chat_models() -> None:
     made = chat_tokenizer()
     assert list(Encoder(made, max_length=64).encode(text("A mill.")).ids) == [1, *ids(made, "A mill."), 1]

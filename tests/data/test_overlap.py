@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from letheon.data.overlap import overlap
+from letheon.data.overlap import overlap, shared_units
 from letheon.data.records import DataFile, Record
 from tests.toys import question, text
 
@@ -70,3 +70,18 @@ def test_letters_that_look_alike_in_unicode_are_alike() -> None:
 
 def test_words_are_not_run_together() -> None:
     assert not overlap(file("a", text("no one here", 1)), file("b", text("noone here", 1)))
+
+
+def test_units_named_alike_are_told_with_other_questions_about_them() -> None:
+    strangers = DataFile(Path("h.jsonl"), "holdout", (question("Who?", "Ann", 1, unit="ann"),), unit_is_line=False)
+    asked = DataFile(Path("f.jsonl"), "forget", (question("Where?", "Rome", 9, unit="ann"),), unit_is_line=False)
+    assert not overlap(strangers, asked)
+    assert shared_units(strangers, asked) == (
+        "holdout and forget name 1 units alike ('ann'). If these are the same people or documents, "
+        "take them out of the holdout set"
+    )
+
+
+def test_line_numbers_are_nobodys_names() -> None:
+    lines = file("holdout", question("Who?", "Ann", 1))
+    assert shared_units(lines, lines) == ""

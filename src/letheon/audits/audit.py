@@ -30,7 +30,7 @@ from letheon.audits.tables import Asker
 from letheon.audits.verdict import Verdict, decide
 from letheon.audits.verdict_file import make_key, write_verdict
 from letheon.data.encode import Encoder
-from letheon.data.overlap import overlap
+from letheon.data.overlap import overlap, shared_units
 from letheon.data.records import DataFile, read_records
 from letheon.errors import BadInput, NotMeasured, require
 from letheon.models import ModelFolder, inspect_model, load_model, load_tokenizer, pick_device
@@ -244,12 +244,13 @@ def _shipped_from(run: RunFolder, model: Path) -> Path | None:
 def _compare(data: Mapping[str, DataFile]) -> list[str]:
     """A holdout that overlaps is refused; forget and retain that overlap are told."""
     warnings: list[str] = []
-    shared = [
-        overlap(data["holdout"], data[role]) for role in ("forget", "retain") if role in data and "holdout" in data
-    ]
-    if any(shared):
-        remedy = "A holdout must never have been trained on: take these records out of it"
-        raise BadInput([f"{found.sentence}. {remedy}" for found in shared if found])
+    others = [data[role] for role in ("forget", "retain") if role in data]
+    if "holdout" in data:
+        warnings += [note for other in others if (note := shared_units(data["holdout"], other))]
+        shared = [overlap(data["holdout"], other) for other in others]
+        if any(shared):
+            remedy = "A holdout must never have been trained on: take these records out of it"
+            raise BadInput([f"{found.sentence}. {remedy}" for found in shared if found])
     if "retain" in data and (found := overlap(data["forget"], data["retain"])):
         warnings.append(found.sentence)
     if data["forget"].unit_is_line:

@@ -19,6 +19,14 @@ from typing import Any
 from letheon.data.records import MAX_SHOWN, Record
 from letheon.errors import BadInput
 
+DAY = {"%d": "01", "%b": "Jan", "%B": "January", "%m": "01", "%Y": "2025"}
+"""The date that a chat template is told, by format: a run must not depend on the day on which it is continued."""
+_NOW = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f"|replace('{k}', '{v}')" for k, v in DAY.items())
+    + " }}{% endmacro %}"
+)
+
 
 @dataclass(frozen=True)
 class Example:
@@ -113,10 +121,7 @@ class Encoder:
     def prompt_ids(self, prompt: str) -> list[int]:
         """What the model is shown before it answers, uncut."""
         if self.uses_chat:
-            ids = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-            return list(ids)
+            return self._tokens(self._chat([{"role": "user", "content": prompt}], add_generation_prompt=True))
         start = [self.bos] if self.bos is not None else []
         return start + self._tokens_of_prompt(self._shown(prompt))
 
@@ -133,10 +138,8 @@ class Encoder:
 
     def _chat_answer(self, prompt: str, answer: str) -> list[int]:
         user = [{"role": "user", "content": prompt}]
-        shown = self.tokenizer.apply_chat_template(user, add_generation_prompt=True, tokenize=False)
-        whole = self.tokenizer.apply_chat_template(
-            [*user, {"role": "assistant", "content": answer}], add_generation_prompt=False, tokenize=False
-        )
+        shown = self._chat(user, add_generation_prompt=True)
+        whole = self._chat([*user, {"role": "assistant", "content": answer}], add_generation_prompt=False)
         if not whole.startswith(shown):
             raise BadInput(
                 "the chat template's conversation does not begin with its own prompt, so the answer cannot be told "
@@ -145,6 +148,17 @@ class Encoder:
         ids = self._behind(shown, whole[len(shown) :].rstrip("\n"))
         # The template's own end of turn may be another token than eos (Gemma), and is what the model stops at.
         return ids if ids and ids[-1] in self._special else [*ids, self.eos]
+
+    def _chat(self, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        template = self.tokenizer.get_chat_template()
+        return str(
+            self.tokenizer.apply_chat_template(
+                turns,
+                chat_template=_NOW + template if "strftime_now" in template else template,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+            )
+        )
 
     def _text(self, text: str) -> Example:
         first = self.bos if self.bos is not None else self.eos

@@ -53,6 +53,23 @@ def overlap(first: DataFile, second: DataFile) -> Overlap:
     return Overlap(first.role, second.role, len(equal), len(similar), tuple((equal + similar)[:3]))
 
 
+def shared_units(first: DataFile, second: DataFile) -> str:
+    """A warning where two sets name the same units; empty where they do not, or where units are only line numbers.
+
+    Names may agree by chance (two files numbered from 0), so this is said, not refused.
+    """
+    if first.unit_is_line or second.unit_is_line:
+        return ""
+    shared = [unit for unit in first.units if unit in set(second.units)]
+    if not shared:
+        return ""
+    names = ", ".join(map(repr, shared[:3])) + (", ..." if len(shared) > 3 else "")
+    return (
+        f"{first.role} and {second.role} name {len(shared)} units alike ({names}). "
+        f"If these are the same people or documents, take them out of the {first.role} set"
+    )
+
+
 def _normalised(record: Record) -> str:
     text = unicodedata.normalize("NFKC", record.content).casefold()
     return " ".join(re.sub(r"[^\w]+", " ", text).split())
