@@ -47,12 +47,16 @@ def test_json_lists_every_run(letheon: Letheon, run: Path) -> None:
 
 
 @pytest.mark.parametrize("named", ["one", "runs/one"])
-def test_purge_takes_a_name_or_a_path(letheon: Letheon, run: Path, named: str) -> None:
-    (run / "report.html").write_text("<p>")
+def test_purge_takes_a_name_or_a_path(letheon: Letheon, run: Path, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("letheon.reports.page.report", lambda run: (run / "report.html").write_text("<p>none</p>"))
+    (run / "report.html").write_text("<p>raw</p>")
+    (run.parent / "report.html").write_text("<p>raw</p>")
     ended = letheon("runs", "purge", named)
     assert ended.code == 0, ended.err
     assert "removed: runs/one/items.jsonl\n" in ended.out
-    assert "make it again without them: letheon report runs/one\n" in ended.out
+    assert "made again, without samples: runs/one/report.html\n" in ended.out
+    assert (run / "report.html").read_text() == "<p>none</p>"
+    assert "runs/report.html may show samples of several runs; remove it or make it again\n" in ended.out
     assert ended.out.endswith("next: letheon verify runs/one\n")
     assert not (run / "items.jsonl").exists()
     assert letheon("runs", "purge", named).out.startswith("nothing to remove in runs/one\n")

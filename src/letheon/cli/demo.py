@@ -10,6 +10,7 @@ import typer
 
 from letheon.cli.ending import Outcome, finish, quoted
 from letheon.cli.simple import JSON, QUIET, command, new_app
+from letheon.errors import BadInput
 
 if TYPE_CHECKING:
     from letheon.recipes.demo import RowResult
@@ -25,11 +26,13 @@ INTRO = (
 )
 
 
-@command(app, "letheon demo", "letheon demo --short --out runs/look")
+@command(app, "letheon demo", "letheon demo --short")
 def demo(
     baselines: bool = typer.Option(False, "--baselines", help="The six published baselines", show_default=False),
     short: bool = typer.Option(False, "--short", help="A smaller world and two rows", show_default=False),
-    out: str = typer.Option("runs/demo", metavar="PATH", help="Where the runs go [runs/demo]", show_default=False),
+    out: str = typer.Option(
+        "", metavar="PATH", help="Where the runs go [runs/demo, runs/demo-short, ...]", show_default=False
+    ),
     json: bool = JSON,
     quiet: bool = QUIET,
 ) -> None:
@@ -39,12 +42,14 @@ def demo(
     from letheon.reports.terminal import table
     from letheon.runs.progress import Progress
 
-    folder = Path(out)
+    if baselines and short:
+        raise BadInput("--baselines and --short exclude each other: the baselines are shown on the whole world")
+    folder = Path(out or ("runs/demo-baselines" if baselines else "runs/demo-short" if short else "runs/demo"))
     results = run_rows(baselines=baselines, short=short, out=folder, progress=Progress(quiet=quiet))
     said = what_rounding_did(results)
     page = compare(
         [result.audit.run for result in results],
-        folder / ("baselines.html" if baselines else "report.html"),
+        folder / "report.html",
         title="The embedded world: who is really forgotten?",
         intro=INTRO + "\n\n".join(said),
         described=[result.row.title for result in results],

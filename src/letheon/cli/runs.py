@@ -44,13 +44,18 @@ def purge(
     root: str = ROOT,
     json: bool = JSON,
 ) -> None:
-    """Remove raw prompts and answers, checkpoints and caches from a run. Its verdict still verifies."""
+    """Remove raw prompts and answers, checkpoints and caches from a run and its page. Its verdict still verifies."""
     folder = _find(run, Path(root))
     removed = purge_run(folder)
-    page = folder / "report.html"
     lines = [f"removed: {quoted(path)}" for path in removed] or [f"nothing to remove in {quoted(folder)}"]
+    page, shared = folder / "report.html", folder.parent / "report.html"
     if page.exists():
-        lines.append(f"{quoted(page)} may show samples; make it again without them: letheon report {quoted(folder)}")
+        from letheon.reports.page import report
+
+        report(folder)
+        lines.append(f"made again, without samples: {quoted(page)}")
+    if shared.exists():
+        lines.append(f"{quoted(shared)} may show samples of several runs; remove it or make it again")
     said = {"run": folder, "removed": removed}
     finish(Outcome(said, lines, next=f"letheon verify {quoted(folder)}"), command="runs purge", as_json=json)
 
