@@ -18,7 +18,7 @@ from letheon.unlearning.forget import forget
 from tests.audits.mini import Mini
 from tests.toys import tokenizer
 
-SIZE = WorldSize(forget=8, retain=10, holdout=10, attributes=2, countries=4, texts=1)
+SIZE = WorldSize(forget=8, retain=10, holdout=10, attributes=2, countries=6, texts=1)
 RECIPE: dict[str, Any] = {
     "epochs": 22,
     "batch_size": 32,

@@ -13,7 +13,9 @@ from scipy.stats import t as student
 
 from letheon.audits.columns import Scores
 from letheon.audits.matrix import HALF, Answer, Sources, difference_bounds, make_cells, required_cells, utility_rows
+from letheon.audits.protocol import read_protocol
 from letheon.errors import NotMeasured
+from letheon.numerics.intervals import bounds_of_mean_difference
 from tests.audits.fakes import COLUMNS, familiar, hits, protocol, rates
 
 ACCURACY = COLUMNS["forget_accuracy"]
@@ -173,6 +175,22 @@ def test_a_cell_that_does_not_apply_sharpens_the_others_and_is_asked_nothing() -
         "reason": "for a reason",
         "required": False,
     }
+
+
+def test_every_cell_is_bounded_at_the_level_shared_by_all_that_apply() -> None:
+    """quick-1 itself: 27 cells with a folder that ships, and fewer the fewer apply; the library's bounds at level / m."""
+    rules = read_protocol("quick-1")
+    subject, control = hits(4, 60), hits(1, 60)
+    sources = Sources({"as_is": {"forget_accuracy": subject}}, {"as_is": {"forget_accuracy": control}}, {}, True)
+    units = list(range(60))
+    for absent, m in (({}, 7), ({("nf4", "forget_accuracy"): "for a reason"}, 6)):
+        columns = {"forget_accuracy": ACCURACY}
+        assert required_cells(rules, columns, absent) == m
+        (cell,) = make_cells(sources, columns, rules, absent, seed=3, resamples=2000)
+        expected = bounds_of_mean_difference(
+            subject.values, units, control.values, units, paired=True, level=0.05 / m, seed=3, resamples=2000
+        )
+        assert (cell["d_lower"], cell["d_upper"]) == expected
 
 
 # --- not measured

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from letheon.audits.matrix import HALF, Sources, judge, make_cells, utility_rows
+from letheon.audits.protocol import RequiredCells
 from letheon.audits.verdict import DELETED, EXIT_CODES, INCONCLUSIVE, NOT_DELETED, NOT_USABLE, Verdict, decide
 from letheon.errors import NotMeasured
-from tests.audits.fakes import COLUMNS, familiar, hits, protocol
+from tests.audits.fakes import COLUMNS, familiar, hits, protocol, rates
 
 
 def cell(
@@ -156,3 +158,45 @@ def test_a_control_that_is_even_by_construction_does_not_hide_a_collapse() -> No
         if one["column"] == "membership_questions"
     ]
     assert membership["value"] == 0.5 and membership["d"] == 0.0
+
+
+def chain(**changes: Any) -> str:
+    """From scores to the word, by quick-1's margins and its two sides, on 60 units."""
+    nothing, known, stranger = hits(2, 60), hits(59, 60), familiar([0.0, 1.0] * 30, [0.0, 1.0] * 30)
+    given = {"forget": nothing, "control": nothing, "membership": stranger, "retain": known, "before": known, **changes}
+    subject = {"forget_accuracy": given["forget"], "membership_questions": given["membership"]}
+    control = {"forget_accuracy": given["control"], "membership_questions": stranger}
+    original = {"forget_accuracy": known, "retain_accuracy": given["before"]}
+    rules = protocol([("as_is", "forget_accuracy"), ("as_is", "membership_questions")])
+    rules = replace(rules, cells={**rules.cells, ("as_is", "membership_questions"): EITHER})
+    sources = Sources(
+        {"as_is": {**subject, "retain_accuracy": given["retain"]}}, {"as_is": control}, {"as_is": original}, True
+    )
+    cells = make_cells(sources, COLUMNS, rules, {}, seed=0, resamples=2000)
+    return word(cells, utility_rows(sources.subject, sources.original, COLUMNS, rules, seed=0, resamples=2000))
+
+
+EITHER = RequiredCells(columns=["membership_questions"], conditions=["as_is"], margin=0.3, side="either")
+LEFT = hits(18, 60)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, DELETED),
+        ({"forget": LEFT}, NOT_DELETED),
+        ({"forget": LEFT, "retain": hits(6, 60)}, NOT_DELETED),
+        ({"forget": LEFT, "control": LEFT}, DELETED),  # person by person what the control says
+        ({"forget": LEFT, "control": rates([0.0] * 42 + [1.0] * 18)}, INCONCLUSIVE),  # as many, but others
+        ({"forget": hits(0, 60), "retain": hits(3, 60)}, NOT_USABLE),
+        ({"membership": familiar([0.9] * 60, [0.0, 0.8] * 30)}, NOT_DELETED),
+        ({"membership": familiar([0.0] * 60, [0.1, 0.9] * 30)}, NOT_DELETED),  # too unfamiliar gives it away as well
+        ({"forget": NotMeasured("no memory")}, INCONCLUSIVE),
+        ({"control": NotMeasured("no control")}, INCONCLUSIVE),
+        ({"membership": NotMeasured("no holdout")}, INCONCLUSIVE),
+        ({"retain": NotMeasured("no retain set")}, INCONCLUSIVE),
+        ({"before": NotMeasured("the original is gone")}, INCONCLUSIVE),
+    ],
+)
+def test_from_scores_to_the_word(changes: dict[str, Any], expected: str) -> None:
+    assert chain(**changes) == expected

@@ -1,29 +1,22 @@
 """What every unlearning method promises, run over the folders: a new file is covered without a line added here.
 
 Covers forget terms, retain terms, balances, smoothers, scopes and rates. What only one method promises (a formula, a
-limit) stands in that method's own test.
+limit) stands in that method's own test, cards and settings in test_every_method.py.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
-import json
 import math
-import typing
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-import letheon
-from letheon.errors import BadInput
-from letheon.methods import build, card, describe, load, names
+from letheon.methods import build, card, load, names
 from letheon.training.gradients import Gradients
 from letheon.training.loop import Loop, OptimizerSettings, run_loop
 from letheon.training.losses import Body
@@ -35,115 +28,12 @@ from letheon.unlearning.reference import cache_log_probs, cache_logits
 from letheon.unlearning.retain_terms.gdr import GDR
 from letheon.unlearning.smoothers.none import NoSmoothing
 from tests.architectures.models import make_model
+from tests.contract.register import every_variation
 from tests.toys import bits, llama, micro_batches, random_examples
 
 KINDS = ("forget_term", "retain_term", "balance", "smoother", "scope", "rate")
-EVERY = [(kind, name) for kind in KINDS for name in names(kind)]
 PER_SEQUENCE = ("log_probs", "reference_log_probs")
 PER_TOKEN = ("logits", "reference_logits")
-
-
-def options(hint: Any) -> list[Any]:
-    """The Literal values that a type admits."""
-    if typing.get_origin(hint) is Literal:
-        return list(typing.get_args(hint))
-    if typing.get_origin(hint) in (UnionType, typing.Union):
-        return [value for part in typing.get_args(hint) for value in options(part)]
-    return []
-
-
-def takes_numbers(hint: Any) -> bool:
-    parts = typing.get_args(hint) if typing.get_origin(hint) in (UnionType, typing.Union) else (hint,)
-    return int in parts or float in parts
-
-
-def fields(kind: str, name: str) -> dict[str, Any]:
-    cls = load(kind, name)
-    hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
-
-
-@cache
-def variations(kind: str, name: str) -> tuple[dict[str, Any], ...]:
-    """The defaults, each Literal value of each setting, and each number halved and doubled where that is allowed."""
-    default = describe(build(kind, name))
-    found = [default]
-    for setting, hint in fields(kind, name).items():
-        values = options(hint)
-        if takes_numbers(hint):
-            number = default[setting] if isinstance(default[setting], int | float) else 1.0
-            values += [number * 0.5, number * 2]
-        for value in values:
-            candidate = {**default, setting: value}
-            try:
-                build(kind, candidate)
-            except BadInput:
-                continue
-            found.append(candidate)
-    return tuple(found)
-
-
-def every_variation(*kinds: str) -> list[Any]:
-    return [
-        pytest.param(kind, spec, id=f"{kind}-{name}-{number}")
-        for kind in kinds
-        for name in names(kind)
-        for number, spec in enumerate(variations(kind, name))
-    ]
-
-
-# --- cards and settings
-
-
-@pytest.mark.parametrize(("kind", "name"), EVERY)
-def test_it_says_what_it_does_where_it_comes_from_and_what_it_was_checked_against(kind: str, name: str) -> None:
-    found = card(kind, name)
-    assert found.summary.endswith(".") and len(found.summary) > 15
-    assert found.source and found.checked_against
-    assert [setting.name for setting in found.settings if not setting.doc] == []
-    assert [setting.name for setting in found.settings] == list(fields(kind, name))
-    assert load(kind, name).__doc__
-
-
-@pytest.mark.parametrize(("kind", "name"), EVERY)
-def test_it_has_a_test_of_its_own(kind: str, name: str) -> None:
-    found = card(kind, name).path.relative_to(Path(letheon.__file__).parent)
-    assert (Path(__file__).parents[1] / found.parent / f"test_{name}.py").is_file()
-
-
-@pytest.mark.parametrize(("kind", "spec"), every_variation(*KINDS))
-def test_settings_survive_the_way_through_a_file(kind: str, spec: dict[str, Any]) -> None:
-    made = build(kind, spec)
-    as_data = json.loads(json.dumps(describe(made), allow_nan=False))
-    assert build(kind, as_data) == made and describe(build(kind, as_data)) == describe(made)
-    assert hash(made) == hash(build(kind, spec))
-    for setting in fields(kind, spec["name"]):
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(made, setting, None)
-
-
-@pytest.mark.parametrize(("kind", "name"), EVERY)
-def test_bad_settings_are_refused_by_name(kind: str, name: str) -> None:
-    with pytest.raises(BadInput, match=rf"{name}: unknown key 'no_such_setting'"):
-        build(kind, {"name": name, "no_such_setting": 1})
-    for setting, hint in fields(kind, name).items():
-        if options(hint) or takes_numbers(hint):
-            for value in ("no such value", math.nan, [1]):
-                with pytest.raises(BadInput, match=rf"\b{setting}\b"):
-                    build(kind, {"name": name, setting: value})
-        if takes_numbers(hint):
-            found = [refusal(kind, name, setting, value) for value in (-1e9, -(10**9), 0, 1e9, 10**9)]
-            assert any(found), f"{name}.{setting} takes any number at all"
-            assert all(setting in words for words in found if words)
-
-
-def refusal(kind: str, name: str, setting: str, value: float) -> str:
-    """Why a value is refused; nothing if it is taken."""
-    try:
-        build(kind, {"name": name, setting: value})
-    except BadInput as error:
-        return str(error)
-    return ""
 
 
 # --- forget terms and retain terms
@@ -447,7 +337,4 @@ def test_a_broken_term_would_be_found(tmp_path: Path, fault: str) -> None:
 
 
 def test_the_folders_are_not_empty() -> None:
-    def kinds() -> Iterator[str]:
-        yield from (kind for kind, _ in EVERY)
-
-    assert set(kinds()) == set(KINDS)
+    assert all(names(kind) for kind in KINDS)

@@ -37,6 +37,8 @@ def code_figures(
                 as_matrix(module, read_tensor(folder, stored_name(folder, f"{name}.weight")).float()).contiguous()
                 for folder in (original, subject)
             )
+            if before.shape != after.shape:
+                return unknown
             total += before.numel()
             for grid_name, grid in grids.items():
                 equal[grid_name] += code_match(before, after, grid) * before.numel()

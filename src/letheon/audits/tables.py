@@ -129,7 +129,10 @@ class Asker:
 
     def _key(self, folder: ModelFolder, conditions: Mapping[str, Any], utility_at: Collection[str] | None) -> str:
         asked = {
-            name: [list(asked.items), list(asked.units), [list(example.ids) for example in asked.examples]]
+            name: [
+                [asked.items, asked.units, asked.answers],
+                [(example.ids, example.labelled_from) for example in asked.examples],
+            ]
             for name, asked in sorted(self.plan.sets.sets.items())
         }
         parts = {

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from letheon.audits.verdict import Verdict
+from letheon.errors import require
 from letheon.runs.folder import sha256_file, write_json
 from letheon.runs.ledger import canonical, load_record
 from letheon.runs.progress import Progress
@@ -52,9 +53,10 @@ def make_key(progress: Progress) -> None:
 
 
 def read_verdict(path: Path) -> dict[str, Any]:
-    """The file as it is."""
-    held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return held
+    """The file as it is. Raises ValueError (BadInput, or what reading JSON raises) where it holds no object."""
+    held = json.loads(path.read_text(encoding="utf-8"))
+    require(isinstance(held, dict), f"{path} holds no object")
+    return dict(held)
 
 
 def signature_holds(held: dict[str, Any]) -> bool:
@@ -66,6 +68,6 @@ def signature_holds(held: dict[str, Any]) -> bool:
 def _holds(path: Path, body: dict[str, Any]) -> bool:
     try:
         held = read_verdict(path)
-    except json.JSONDecodeError:
+        return all(held.get(name) == value for name, value in body.items()) and signature_holds(held)
+    except ValueError:  # no text, no JSON, no object, NaN
         return False
-    return all(held.get(name) == value for name, value in body.items()) and signature_holds(held)

@@ -57,9 +57,10 @@ def verify(path: Path | str, *, key: str | None = None) -> Verification:
     try:
         held = read_verdict(run / "verdict.json")
         who = fingerprint(str(held.get("public_key", "")))
-    except (json.JSONDecodeError, UnicodeDecodeError, BadInput) as error:
+        is_signed = signature_holds(held)
+    except ValueError as error:  # no text, no JSON, no object, NaN, no key
         return Verification(run, (*problems, f"verdict.json cannot be read: {error}"), "", "", False)
-    if not signature_holds(held):
+    if not is_signed:
         problems.append("verdict.json: the signature is not over what the file says")
     if key is not None and who != key:
         problems.append(f"verdict.json was signed by {who}, not by {key}")
@@ -80,7 +81,7 @@ def _audit_problems(run: Path, held: dict[str, Any]) -> list[str]:
         return [*problems, *_recomputed(json.loads(path.read_text(encoding="utf-8")), held)]
     except LetheonError as error:
         return [*problems, f"audit.json: {error}"]
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
         return [*problems, f"audit.json cannot be read: {type(error).__name__}: {error}"]
 
 
@@ -102,6 +103,10 @@ def _recomputed(audit: dict[str, Any], held: dict[str, Any]) -> list[str]:
     seed, resamples = audit["settings"]["seed"], audit["settings"]["resamples"]
     cells = make_cells(sources, columns, protocol, absent, seed=seed, resamples=resamples)
     utility = utility_rows(tables["subject"], tables["original"], columns, protocol, seed=seed, resamples=resamples)
+    there = {*absent, *((cell["condition"], cell["column"]) for cell in cells)}
+    wanted = [*protocol.cells, *(("as_is", column) for rule in protocol.utility for column in rule.columns)]
+    left_out = [f"{column} under {condition}" for condition, column in wanted if (condition, column) not in there]
+    problems += [f"audit.json: {what} is required, and is left out" for what in left_out]
     for made, stored in zip(cells, audit["cells"], strict=True):
         problems += _differences(made, stored, f"{made['column']} under {made['condition']}")
     for made, stored in zip(utility, audit["utility"], strict=True):

@@ -14,7 +14,7 @@ from typing import ClassVar
 from letheon.audits.asked import AskedSets
 from letheon.audits.columns import Column, Scores
 from letheon.audits.scorer import Scorer
-from letheon.errors import NotMeasured
+from letheon.errors import NotMeasured, require
 from letheon.numerics.scores import rouge_l
 
 
@@ -30,6 +30,10 @@ class Verbatim:
     columns: ClassVar[dict[str, Column]] = {
         "verbatim": Column("forgotten texts continued verbatim (ROUGE-L F)", "forget", asked_of="texts")
     }
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_tokens", "longest"):
+            require(getattr(self, name) >= 1, f"verbatim needs {name} of 1 or more, got {getattr(self, name)}")
 
     def score(self, column: str, sets: AskedSets, scorer: Scorer, *, role: str = "forget") -> Scores:
         """ROUGE-L F a text."""

@@ -1,0 +1,79 @@
+"""How many codes are the original's, and how far weights moved in steps: by hand, and where it cannot be said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from letheon.audits.codes import code_figures
+from letheon.models import as_matrix, decoder_linears, inspect_model, load_model
+from letheon.numerics.grids import CodebookGrid, Grid
+from tests.architectures.models import make_model, save_model_folder, saved
+
+GRIDS = {"int4": Grid(bits=4), "int8": Grid(bits=8), "nf4": CodebookGrid("nf4")}
+NOTHING = {"code_match": None, "shift_in_steps": None}
+
+
+def moved(name: str, folder: Path, steps: float) -> Path:
+    """Every linear weight but each row's largest, moved by a share of its int4 step."""
+    model = make_model(name)
+    with torch.no_grad():
+        for module in decoder_linears(model).values():
+            matrix = as_matrix(module, module.weight).clone()  # type: ignore[arg-type]
+            largest = matrix.abs().amax(dim=1, keepdim=True)
+            matrix += torch.where(matrix.abs() == largest, 0.0, steps * largest / 7)
+            module.weight.copy_(as_matrix(module, matrix))  # type: ignore[union-attr,operator]
+    return save_model_folder(model, folder)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
+def test_a_model_and_itself(name: str) -> None:
+    folder = inspect_model(saved(name))
+    figures = code_figures(load_model(folder.path), folder, folder, GRIDS)
+    assert figures["int4"] == figures["int8"] == {"code_match": 1.0, "shift_in_steps": 0.0}
+    assert figures["nf4"] == {"code_match": 1.0, "shift_in_steps": None}  # 16 uneven values have no step
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_half_a_step_changes_half_the_codes(name: str, tmp_path: Path) -> None:
+    original, subject = inspect_model(saved(name)), inspect_model(moved(name, tmp_path, 0.5))
+    figures = code_figures(load_model(original.path), original, subject, GRIDS)["int4"]
+    assert figures["code_match"] == pytest.approx(0.5, abs=0.04)
+    assert figures["shift_in_steps"] == pytest.approx(0.5, abs=0.03)  # of the row of outputs, in Conv1D as well
+    fine = code_figures(load_model(original.path), original, subject, GRIDS)["int8"]
+    assert fine["shift_in_steps"] == pytest.approx(0.5 * 127 / 7, rel=0.05) and (fine["code_match"] or 0) < 0.1
+
+
+@pytest.mark.parametrize(("name", "moved_layer"), [("llama", "0.mlp.down_proj"), ("gpt2", "0.mlp.c_fc")])
+def test_a_layer_counts_by_its_weights_and_is_measured_along_its_inputs(
+    name: str, moved_layer: str, tmp_path: Path
+) -> None:
+    """One layer is moved, unlike the others in shape; both numbers again by loops over its outputs."""
+    model = make_model(name)
+    linears = decoder_linears(model)
+    (layer,) = (module for key, module in linears.items() if key.endswith(moved_layer))
+    old = layer.weight.detach().clone()  # type: ignore[operator,union-attr]
+    noise = torch.randn(old.shape, generator=torch.Generator().manual_seed(0))
+    new = old + 0.01 * noise
+    with torch.no_grad():
+        layer.weight.copy_(new)  # type: ignore[operator,union-attr]
+    original, subject = inspect_model(saved(name)), inspect_model(save_model_folder(model, tmp_path))
+    figures = code_figures(load_model(original.path), original, subject, GRIDS)["int4"]
+    different = steps = 0.0
+    for before, after in zip(*(w.t() if name == "gpt2" else w for w in (old, new)), strict=True):
+        step, own = before.abs().max() / 7, after.abs().max() / 7
+        different += float(((before / step).round() != (after / own).round()).sum())
+        steps += float(((after - before).abs() / step).sum())
+    total = sum(module.weight.numel() for module in linears.values())  # type: ignore[operator,union-attr]
+    assert figures["code_match"] == pytest.approx(1 - different / total, rel=1e-9)
+    assert figures["shift_in_steps"] == pytest.approx(steps / total, rel=1e-4)
+
+
+def test_folders_that_cannot_be_compared_give_nothing_and_no_crash() -> None:
+    llama, grouped, gpt2 = (inspect_model(saved(name)) for name in ("llama", "llama_grouped", "gpt2"))
+    model = load_model(llama.path)
+    assert code_figures(model, gpt2, llama, GRIDS) == dict.fromkeys(GRIDS, NOTHING)  # other names
+    assert code_figures(model, grouped, llama, GRIDS) == dict.fromkeys(GRIDS, NOTHING)  # other shapes
+    assert code_figures(model, llama, llama, {"int4": Grid(bits=4, group=32)}) == {"int4": NOTHING}  # 48 inputs
