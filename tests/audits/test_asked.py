@@ -66,22 +66,11 @@ def test_a_limit_keeps_every_unit_and_takes_of_all_alike(limit: int) -> None:
     assert asked.items == asked_of(records, limit).items
 
 
-def test_what_is_taken_of_a_unit_is_spread_over_its_items() -> None:
-    """Items of a unit come by attribute in a file: the first ones alone would ask about one attribute only."""
-    asked = asked_of(people(3, 20), 12)
-    for unit in range(3):
-        mine = [
-            int(item.split("/")[1]) - 1 - unit * 20
-            for item, who in zip(asked.items, asked.units, strict=True)
-            if who == f"p{unit}"
-        ]
-        assert mine == [0, 5, 10, 15]
-
-
-def test_more_units_than_items_are_spread_over_the_file() -> None:
-    """Lines without a unit are units: the first ones of a long file may be all of a kind."""
-    lines = [int(item.split("/")[1]) for item in asked_of(people(100, 1), 10).items]
-    assert lines == [1, 11, 21, 31, 41, 51, 61, 71, 81, 91]
+def test_what_is_taken_has_the_wordings_of_the_whole() -> None:
+    """Wordings come in turn in a file: every fourth line alone would ask about all facts in one wording."""
+    asked = asked_of(people(40, 20), 200)
+    wordings = Counter((int(item.split("/")[1]) - 1) % 4 for item in asked.items)
+    assert all(abs(wordings[wording] - 50) <= 15 for wording in range(4)), wordings
 
 
 def test_units_of_different_sizes_are_all_kept() -> None:

@@ -359,3 +359,25 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         bounds_of_auc_difference(values, units, member, values, paired=True, level=LEVEL, seed=0)
     with pytest.raises(BadInput, match="cannot be paired with a constant"):
         bounds_of_auc_difference(values, units, member, 0.5, paired=True, level=LEVEL, seed=0)
+
+
+@pytest.mark.parametrize("units", [6, 10, 24])
+def test_one_hit_on_each_side_says_no_more_than_none(units: int) -> None:
+    def upper(hits: int) -> float:
+        values = [float(item < hits) for item in range(8 * units)]
+        people = [item // 8 for item in range(8 * units)]
+        found = bounds_of_mean_difference(values, people, values, people, paired=True, level=0.05 / 22, seed=0)
+        mirrored = [1 - value for value in values]
+        other = bounds_of_mean_difference(mirrored, people, mirrored, people, paired=True, level=0.05 / 22, seed=0)
+        assert other[0] == pytest.approx(-found[1], abs=0.02)  # so many units: percentiles round outwards
+        return found[1]
+
+    assert upper(1) >= 0.95 * upper(0)
+
+
+def test_a_share_left_is_still_told_from_a_control_that_hardly_knows() -> None:
+    people = [item // 20 for item in range(800)]
+    left = [float(item % 10 == 0) for item in range(800)]  # 0.1 of everybody
+    control = [float(item % 50 == 0) for item in range(800)]
+    lower, _ = bounds_of_mean_difference(left, people, control, people, paired=True, level=0.05 / 22, seed=0)
+    assert lower > 0.03

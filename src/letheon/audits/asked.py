@@ -1,7 +1,6 @@
 """The sets of questions and texts an audit asks about, cut to a protocol's limits and encoded once.
 
-Limits keep every unit while they can: items are taken in turn from all units, by position, so that the same files give
-the same sample.
+Limits keep every unit while they can, and the mix of wordings: see `data.sampling`.
 
 Source: this project.  Checked against: limits by hand; held-out wordings are never among the trained ones.
 """
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 
 from letheon.data.encode import Encoder, Example
 from letheon.data.records import MAX_SHOWN, DataFile, Record
+from letheon.data.sampling import sample
 from letheon.errors import BadInput
 
 
@@ -99,37 +99,9 @@ def questions_about(name: str, items: Sequence[tuple[str, str, str, str]], encod
 
 
 def _limited(items: list[tuple[str, Record, str]], limit: int) -> list[tuple[str, Record, str]]:
-    """At most `limit` items: one of each unit, then a second, ...; spread over each unit's items.
-
-    Of the last turn, which is not whole, items are taken at even distances. So with more units than items, units are.
-    """
-    if len(items) <= limit:
-        return items
-    by_unit: dict[str, list[int]] = {}
-    for position, (_, record, _) in enumerate(items):
-        by_unit.setdefault(record.unit, []).append(position)
-    share = limit / len(items)
-    turns: dict[int, list[int]] = {}
-    for positions in by_unit.values():
-        for turn, position in enumerate(_spread(positions, share)):
-            turns.setdefault(turn, []).append(position)
-    chosen: list[int] = []
-    for turn in sorted(turns):
-        chosen += _evenly(sorted(turns[turn]), limit - len(chosen))
-    return [items[position] for position in sorted(chosen)]
-
-
-def _spread(positions: list[int], share: float) -> list[int]:
-    """Positions of one unit in the order in which they are taken: evenly spaced ones first."""
-    first = _evenly(positions, max(1, round(share * len(positions))))
-    taken = set(first)
-    return [*first, *(position for position in positions if position not in taken)]
-
-
-def _evenly(positions: list[int], count: int) -> list[int]:
-    """At most `count` of the positions, at even distances."""
-    count = min(count, len(positions))
-    return [positions[k * len(positions) // count] for k in range(count)]
+    """At most `limit` items, of all units and in all wordings."""
+    chosen = sample([record.unit for _, record, _ in items], [name for name, _, _ in items], limit)
+    return [items[position] for position in chosen]
 
 
 def _encoded(name: str, items: list[tuple[str, Record, str]], encoder: Encoder) -> tuple[Asked, list[str]]:

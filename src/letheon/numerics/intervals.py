@@ -17,7 +17,10 @@ Where resampling cannot see anything, exact bounds step in:
 - a rate near 0 or 1: its upper bound is never below that for 0 hits, its lower never above that for n hits.
   Without this a single hit would give a tighter bound than none;
 - a difference with a side at exactly 0 or 1: the two sides' own bounds, by Newcombe's hybrid (MOVER),
-  d - sqrt((a - La)^2 + (Ub - b)^2)  ..  d + sqrt((Ua - a)^2 + (b - Lb)^2). It takes no credit for pairing.
+  d - sqrt((a - La)^2 + (Ub - b)^2)  ..  d + sqrt((Ua - a)^2 + (b - Lb)^2). It takes no credit for pairing;
+- a difference whose first side is a rate near 0 (or 1), so that its own upper (lower) bound is that for 0
+  (n) hits: the difference's upper (lower) bound is never tighter than by that hybrid. One stray hit on each
+  side would otherwise say more than none.
 
 How good they are: share of wrong bounds in 1,500 simulations, 8 items a unit, correlation 1/3 inside a unit,
 levels 0.05 and 0.0038 = 0.05 / 13 (standard errors 0.006 and 0.0016):
@@ -135,10 +138,18 @@ def bounds_of_mean_difference(
     means_a = _means(a, resamples, (seed, 0))
     # The same stream and the same number of units draw the same units.
     means_b = _means(b, resamples, (seed, 0 if paired else 1))
-    if is_rate and a.is_rate and b.is_rate and (a.is_extreme or b.is_extreme):
-        bounds_a, bounds_b = _own_bounds(a, means_a, level, True), _own_bounds(b, means_b, level, True)
-        return _mover(a.mean, bounds_a, b.mean, bounds_b)
-    return _percentiles(means_a - means_b, level, min(a.n_units, b.n_units))
+    lower, upper = _percentiles(means_a - means_b, level, min(a.n_units, b.n_units))
+    if not (is_rate and a.is_rate and b.is_rate):
+        return lower, upper
+    bounds_a, bounds_b = _own_bounds(a, means_a, level, True), _own_bounds(b, means_b, level, True)
+    outer = _mover(a.mean, bounds_a, b.mean, bounds_b)
+    if a.is_extreme or b.is_extreme:
+        return outer
+    plain = _percentiles(means_a, level, a.n_units)
+    return (
+        min(lower, outer[0]) if bounds_a[0] < plain[0] else lower,
+        max(upper, outer[1]) if bounds_a[1] > plain[1] else upper,
+    )
 
 
 def bounds_of_auc(

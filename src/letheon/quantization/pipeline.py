@@ -123,7 +123,7 @@ def _run(folder: ModelFolder, quantizer: Any, writer: Any, device: str, stage: S
     progress.start()
     losses = round_layers(linears.items(), quantizer, progress)
     unchanged = [name for name, loss in losses.items() if loss == 0.0]
-    if len(unchanged) == len(losses):
+    if len(unchanged) == len(losses) and getattr(quantizer, "bits", 0) != 16:
         text = "no weight has changed: the model was on this grid already"
         stage.warn(text)
         progress.say(f"warning: {text}")

@@ -20,6 +20,7 @@ from letheon.data.batches import EpochOrder, RandomOrder, collate
 from letheon.data.encode import Encoder, Example, cut_sentence
 from letheon.data.overlap import overlap, shared_units
 from letheon.data.records import DataFile, Record, read_records, split_units
+from letheon.data.sampling import sample
 from letheon.errors import BadInput, require
 from letheon.methods import build, describe, name_of
 from letheon.models import ModelFolder, inspect_model, load_tokenizer, pick_device
@@ -492,9 +493,13 @@ def _look(request: Request, opened: Opened) -> StopLook | None:
 def _sample(data: DataFile | None, count: int, opened: Opened) -> list[Example]:
     if data is None or not data.questions:
         return []
-    questions = data.questions
-    count = min(count, len(questions))
-    return opened.encoder.encode_all([questions[number * len(questions) // count] for number in range(count)])
+    return opened.encoder.encode_all(looked_at(data.questions, count))
+
+
+def looked_at(questions: Sequence[Record], count: int) -> list[Record]:
+    """The questions that the stop rule asks."""
+    units, names = [record.unit for record in questions], [str(record.line) for record in questions]
+    return [questions[item] for item in sample(units, names, count)]
 
 
 def _card(request: Request, result: LoopResult) -> str:

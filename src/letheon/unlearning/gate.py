@@ -21,6 +21,7 @@ from torch import Tensor
 from letheon.data.batches import Batch
 from letheon.data.encode import Encoder
 from letheon.data.records import Record
+from letheon.data.sampling import sample
 from letheon.errors import BadInput
 from letheon.training.losses import Body, Outputs
 from letheon.unlearning.reference import cache_log_probs
@@ -80,13 +81,13 @@ def make_gate(
     check_strangers(records, holdout)
     medians: dict[bool, float] = {}
     for is_question in {record.is_question for record in records}:
-        strangers = encoder.encode_all(_spread([record for record in holdout if record.is_question == is_question]))
+        strangers = encoder.encode_all(_some([record for record in holdout if record.is_question == is_question]))
         scores = cache_log_probs(body, strangers, reduction="mean", pad=encoder.pad, device=device)
         medians[is_question] = statistics.median((-scores.values).tolist())
     return Gate(torch.tensor([medians[record.is_question] for record in records], device=device))
 
 
-def _spread(strangers: list[Record]) -> list[Record]:
-    """At most STRANGERS of them, evenly spaced over the file: enough for a median."""
-    count = min(STRANGERS, len(strangers))
-    return [strangers[int(position * len(strangers) / count)] for position in range(count)]
+def _some(strangers: list[Record]) -> list[Record]:
+    """At most STRANGERS of them, in all wordings: enough for a median."""
+    units, names = [record.unit for record in strangers], [str(record.line) for record in strangers]
+    return [strangers[item] for item in sample(units, names, STRANGERS)]
