@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from letheon.errors import LetheonError, UnknownName
+from letheon.errors import BadInput, UnknownName
 from letheon.recipes import verbs
 
 if TYPE_CHECKING:
@@ -80,18 +80,22 @@ def dry_run(verb: str, settings: Mapping[str, Any]) -> DryRun:
     free = _free_bytes(checked.device)
     try:
         found = checked.estimate()
-    except (LetheonError, RuntimeError, NotImplementedError) as error:
+    except BadInput:  # such as an architecture that transformers does not know: the verb would refuse it as well
+        raise
+    except Exception as error:
         # A method of the user's own may do what cannot be done without values. Its inputs are still in order.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
         text = f"memory and time could not be estimated without running it ({reason})"
         return DryRun(verb, checked.device, {}, None, free, None, None, None, (*checked.warnings, text))
     peak = sum(found.memory.values())
     warnings = checked.warnings
     if free is not None and peak > TIGHT * free:
-        remedy = "a smaller --batch-size or --micro-batch-size, " if found.steps else ""
+        remedy = (
+            "a smaller --batch-size or --micro-batch-size, or a larger machine" if found.steps else "a larger machine"
+        )
         warnings = (
             *warnings,
-            f"{_size(peak)} is more than {checked.device} has room for. Use {remedy}or a larger machine",
+            f"{_size(peak)} is more than {checked.device} has room for. Use {remedy}",
         )
     return DryRun(
         verb=verb,
@@ -117,7 +121,7 @@ class _Checked:
 
 def _train(settings: dict[str, Any]) -> _Checked:
     from letheon.data.encode import cut_sentence
-    from letheon.recipes import estimates
+    from letheon.recipes.training_estimates import of_train
     from letheon.settings import fill
     from letheon.training import train
 
@@ -125,45 +129,49 @@ def _train(settings: dict[str, Any]) -> _Checked:
     folder, records, examples, rate, device = train._check(wanted)
     _check_out(wanted.out)
     warnings = tuple(text for text in (cut_sentence(examples, "data"),) if text)
-    return _Checked(device, warnings, lambda: estimates.of_train(wanted, folder, records, examples, rate, device))
+    return _Checked(device, warnings, lambda: of_train(wanted, folder, records, examples, rate, device))
 
 
 def _forget(settings: dict[str, Any]) -> _Checked:
-    from letheon.recipes import estimates
+    from letheon.recipes.training_estimates import of_forget
     from letheon.unlearning.forget import check_request
 
     request = check_request(settings)
     _check_out(request.wanted.out)
-    return _Checked(request.device, request.warnings, lambda: estimates.of_forget(request))
+    return _Checked(request.device, request.warnings, lambda: of_forget(request))
 
 
 def _quantize(settings: dict[str, Any]) -> _Checked:
     from letheon.methods import build
     from letheon.models import pick_device
     from letheon.quantization import pipeline
-    from letheon.recipes import estimates
+    from letheon.recipes.estimates import of_quantize
+    from letheon.runs.record import made_by
     from letheon.settings import fill
     from letheon.training.prepare import collect
 
     wanted = fill(pipeline.QuantizeSettings, settings, where="quantize")
-    folder, quantizer, _, device = collect(
+    folder, quantizer, writer, device = collect(
         lambda: pipeline._quantizable(wanted.model),
         lambda: build("quantizer", wanted.method, where="method"),
         lambda: build("format", wanted.format, where="format"),
         lambda: pick_device(wanted.device),
     )
-    if wanted.out is not None:
-        _check_out(wanted.out)
-    return _Checked(device, (), lambda: estimates.of_quantize(folder, quantizer, device))
+    pipeline._check_groups(folder, quantizer)
+    made = made_by(wanted.model)
+    _check_out(wanted.out or (made[0].path if made else Path("runs/quantize")))
+    return _Checked(device, (), lambda: of_quantize(folder, quantizer, writer, device))
 
 
 def _audit(settings: dict[str, Any]) -> _Checked:
-    from letheon.audits.audit import check_request
-    from letheon.recipes import estimates
+    from letheon.audits import audit
+    from letheon.recipes.audit_estimates import of_audit
 
-    request = check_request(settings)
+    request = audit.check_request(settings)
     _check_out(request.run)
-    return _Checked(request.device, request.warnings, lambda: estimates.of_audit(request))
+    encoder, plan = audit._prepare(request)
+    warnings = (*request.warnings, *plan.warnings)
+    return _Checked(request.device, warnings, lambda: of_audit(request, encoder, plan))
 
 
 _CHECKS: dict[str, Callable[[dict[str, Any]], _Checked]] = {
@@ -199,7 +207,7 @@ def _free_bytes(device: str) -> int | None:
 def _size(size: int) -> str:
     value, unit = float(size), "bytes"
     for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
+        if round(value) < 1000:
             break
         value, unit = value / 1000, larger
     return f"{value:.3g} {unit}"
@@ -207,5 +215,5 @@ def _size(size: int) -> str:
 
 def _time(seconds: float) -> str:
     if seconds < 120:
-        return f"{seconds:.2g} s"
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

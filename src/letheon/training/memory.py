@@ -13,7 +13,8 @@ Source: this project.  Checked against: a hand count of scripted allocations, vi
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,7 +63,17 @@ class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Count these tensors too: what was there before the context began, or was made outside of torch."""
         for value in values:
             if isinstance(value, Tensor) and value.layout == torch.strided:
-                self._see(value.untyped_storage())
+                storage = value.untyped_storage()
+                address, size = storage._cdata, storage.nbytes()
+                if address not in self._number:
+                    number, self._next = self._next, self._next + 1
+                    self._number[address] = (
+                        number,
+                        weakref.ref(storage, partial(_forget, weakref.ref(self), address, number)),
+                    )
+                number = self._number[address][0]
+                if size != self._alive.get(number, 0):  # new, or resized in place
+                    self._change(number, size)
 
     def label(self, name: str, tensors: Iterable[Tensor]) -> None:
         """Say what tensors are; `at_peak` adds up by these names. May be said after the peak, while they live."""
@@ -78,26 +89,6 @@ class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             found[name] = found.get(name, 0) + size
         return found
 
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        address, size = storage._cdata, storage.nbytes()
-        if address not in self._number:
-            number, self._next = self._next, self._next + 1
-            self._number[address] = number, weakref.ref(storage, self._forgetter(address, number))
-        number = self._number[address][0]
-        if size != self._alive.get(number, 0):  # new, or resized in place
-            self._change(number, size)
-
-    def _forgetter(self, address: int, number: int) -> Callable[[Any], None]:
-        mine = weakref.ref(self)  # a model may outlive the count of its bytes
-
-        def forget(_: Any) -> None:
-            counter = mine()
-            if counter is not None:
-                counter._change(number, 0)
-                del counter._number[address]
-
-        return forget
-
     def _change(self, number: int, size: int) -> None:
         growth = size - self._alive.get(number, 0)
         if growth < 0 and self._is_peak_now:
@@ -109,3 +100,11 @@ class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live += growth
         if self.live > self.peak:
             self.peak, self._is_peak_now = self.live, True
+
+
+def _forget(counter_of: weakref.ref[PeakBytes], address: int, number: int, _: Any) -> None:
+    """A storage is gone; so may be the counter, since a model may outlive the count of its bytes."""
+    counter = counter_of()
+    if counter is not None:
+        counter._change(number, 0)
+        del counter._number[address]

@@ -1,0 +1,192 @@
+"""What `letheon audit` will need: what its probes ask is written down, then the largest of it is rehearsed.
+
+The probes run as they are, on a scorer that notes what it is asked and answers nothing. Then the models are opened as
+an audit opens them, and asked the largest scoring batches and the largest generation batch.
+
+    peak = the largest of   subject + rounding of its largest layer
+                            subject + shipped model + copy of the subject's weights + what is asked
+                            subject + original or reference + what is asked
+
+Source: this project.  Checked against: the measured peak of real audits, with each kind of control.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from letheon.audits.asked import Asked
+from letheon.audits.audit import Request
+from letheon.audits.plan import SHIPPED, Plan
+from letheon.audits.samples import CONDITIONS as SAMPLED
+from letheon.audits.samples import said
+from letheon.audits.scorer import Scorer
+from letheon.data.encode import Encoder
+from letheon.errors import BadInput, NotMeasured
+from letheon.models import as_matrix, decoder_linears
+from letheon.numerics.grids import fake_quantize
+from letheon.recipes.estimates import Estimate, Questions, ask, by_part, open_rehearsed, questions, time_of
+from letheon.recipes.rehearsal import Rehearsal, Work
+from letheon.training.losses import Body
+from letheon.training.prepare import Opened
+from letheon.training.scoring import BATCH_TOKENS, ExampleScores
+
+
+def of_audit(request: Request, encoder: Encoder, plan: Plan) -> Estimate:
+    """Of `letheon audit`, from a checked request and its plan. What is kept from an earlier audit takes less."""
+    folders, device = request.folders, request.device
+    notes = _notes(plan, encoder)
+    scored = [questions(plan.sets[name].examples, encoder, times=times) for name, times in notes.scored.items()]
+    grids = [condition.grid for condition in plan.conditions.values() if hasattr(condition, "grid")]
+    with Rehearsal(device) as rehearsal:
+        subject = open_rehearsed(rehearsal, folders["model"], encoder)
+        _round(subject.model, grids)
+        if SHIPPED in folders:
+            shipped = rehearsal.model(folders[SHIPPED])
+            kept = [parameter.detach().clone() for parameter in subject.model.parameters()]
+            _ask(subject, rehearsal, scored, notes)
+            del shipped, kept
+        other = open_rehearsed(rehearsal, folders["reference" if "reference" in folders else "original"], encoder)
+        work = _ask(other, rehearsal, scored, notes)
+        if "reference" in folders:
+            _round(other.model, grids)
+    return Estimate(by_part(rehearsal), time_of(work, BATCH_TOKENS, subject.model, device))
+
+
+# --- what is asked
+
+
+@dataclass
+class _Notes:
+    """What an audit asks."""
+
+    scored: Counter[str] = field(default_factory=Counter)
+    """Set -> how often all of it is scored."""
+    generated: Counter[tuple[int, int, int]] = field(default_factory=Counter)
+    """(prompts, tokens of the longest, new tokens) of a generation batch -> how often there is one."""
+
+
+@dataclass
+class _Noting:
+    """Stands for a model that generates."""
+
+    notes: _Notes
+    generation_config: Any = None
+    config: Any = None
+    base_model_prefix: ClassVar[str] = "body"
+
+    def get_output_embeddings(self) -> None:
+        """It has no head, and no body either."""
+
+    def generate(self, *, input_ids: torch.Tensor, generation_config: Any, **_: Any) -> Any:
+        """Note the batch; the answers are tokens of no meaning."""
+        count, width = input_ids.shape
+        new = int(generation_config.max_new_tokens)
+        self.notes.generated[count, width, new] += 1
+        return np.zeros((count, width + new), dtype=np.int64)
+
+
+class _NotingScorer(Scorer):
+    """One model under one condition."""
+
+    def __init__(self, notes: _Notes, encoder: Encoder) -> None:
+        model = _Noting(notes)
+        super().__init__(model, Body(model), encoder, "cpu")
+        self.notes = notes
+        self.seen: set[str] = set()
+
+    def scores(self, asked: Asked) -> ExampleScores:
+        """Note the set, once; the scores are zeros."""
+        if asked.name not in self.seen:
+            self.seen.add(asked.name)
+            self.notes.scored[asked.name] += 1
+        zeros = [np.zeros(len(example.answer_ids)) for example in asked.examples]
+        return ExampleScores(zeros, np.zeros(len(zeros), dtype=np.bool_))
+
+
+def _notes(plan: Plan, encoder: Encoder) -> _Notes:
+    """Everything that the subject, its control and the original are asked."""
+    notes = _Notes()
+    for name in plan.conditions:
+        scorer = _NotingScorer(notes, encoder)
+        _ask_row(plan, scorer, name)
+        if plan.control.kind != "reference":
+            _ask_row(plan, scorer, name, role=plan.control.kind)
+        elif name != SHIPPED:
+            _ask_row(plan, _NotingScorer(notes, encoder), name)
+        if name in SAMPLED:
+            _sample(plan, scorer, name)
+    original = _NotingScorer(notes, encoder)
+    _ask_row(plan, original, "as_is")
+    _sample(plan, original, "as_is")
+    return notes
+
+
+def _ask_row(plan: Plan, scorer: Scorer, condition: str, *, role: str = "forget") -> None:
+    """All columns of a condition, as the audit's tables ask for them."""
+    for column, kind in plan.columns.items():
+        if not plan.is_made(column, condition) or (role != "forget" and kind.about != "forget"):
+            continue
+        asked_of = {"strangers": plan.strangers} if kind.about == "membership" else {"role": role}
+        with suppress(NotMeasured):
+            plan.probe_of[column].score(column, plan.sets, scorer, **asked_of)
+
+
+def _sample(plan: Plan, scorer: Scorer, condition: str) -> None:
+    with suppress(NotMeasured):
+        said(plan.sets, scorer, role="", condition=condition, hashed=str)
+
+
+# --- what that takes
+
+
+@torch.no_grad()
+def _round(model: Any, grids: list[Any]) -> None:
+    """A quantized condition rounds layer by layer, in place."""
+    linears: Mapping[str, Any] = decoder_linears(model)
+    largest = max(linears.values(), key=lambda module: module.weight.numel())
+    for grid in grids:
+        with suppress(BadInput):  # such a condition is not measured
+            fake_quantize(as_matrix(largest, largest.weight).contiguous(), grid)
+
+
+def _ask(opened: Opened, rehearsal: Rehearsal, scored: list[Questions], notes: _Notes) -> Work:
+    work = ask(opened, rehearsal, scored)
+    if not notes.generated:
+        return work
+
+    def tokens(batch: tuple[int, int, int]) -> int:
+        count, width, new = batch
+        return count * (width + new)
+
+    largest = max(notes.generated, key=tokens)
+    most_prompts = max(notes.generated, key=lambda batch: batch[0] * batch[1])
+    for batch in dict.fromkeys((most_prompts, largest)):
+        made = _generate(opened, rehearsal, *batch)
+    share = sum(tokens(batch) * times for batch, times in notes.generated.items()) / tokens(largest)
+    return work + made * share
+
+
+@torch.no_grad()
+def _generate(opened: Opened, rehearsal: Rehearsal, count: int, width: int, new: int) -> Work:
+    """The first and the last token of greedy answers, with the cache as it is then; the work of all tokens."""
+    model, device = opened.model, opened.device
+    rehearsal.start_counting()
+    ids = torch.zeros(count, width, dtype=torch.long, device=device)
+    outputs = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, logits_to_keep=1)
+    first = rehearsal.work
+    cache = outputs.past_key_values
+    for number, layer in enumerate(cache.layers):
+        batch, heads, _, size = layer.keys.shape
+        more = layer.keys.new_zeros(batch, heads, max(new - 2, 0), size)
+        cache.update(more, more, number)
+    rehearsal.start_counting()
+    mask = torch.ones(count, width + max(new - 1, 1), dtype=torch.long, device=device)
+    model(input_ids=ids[:, :1], attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return first + rehearsal.work * (new - 1)
