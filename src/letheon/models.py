@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+GATE_NAME = "letheon.json"
+"""File in a model folder that says which strangers a gate looked at."""
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 """Floating-point types of a safetensors header, and torch's names for them: what weights may be stored as."""
 _BUFFERS = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
@@ -302,7 +304,13 @@ class Survival:
 
 
 def save_model(
-    model: Any, target: Path, *, original: ModelFolder, save_dtype: str = "original", card: str = ""
+    model: Any,
+    target: Path,
+    *,
+    original: ModelFolder,
+    save_dtype: str = "original",
+    card: str = "",
+    gate_units: Sequence[str] = (),
 ) -> Survival:
     """Write a model folder next to nothing else: weights in the original's precision, tokenizer, model card.
 
@@ -312,6 +320,7 @@ def save_model(
         original: the folder the model was loaded from; its dtypes, tokenizer and generation config are kept.
         save_dtype: "original" or a torch dtype's name.
         card: text of the README.md.
+        gate_units: hashes of the strangers that a gate looked at; those of the original's own are carried over.
     Returns:
         How much of the change survived the file (read back from it).
     """
@@ -344,7 +353,23 @@ def save_model(
     load_tokenizer(original.path).save_pretrained(target)
     if card:
         (target / "README.md").write_text(card, encoding="utf-8")
+    if used := sorted({*gate_units, *read_gate_units(original.path)}):
+        (target / GATE_NAME).write_text(json.dumps({"gate_units": used}, indent=1) + "\n", encoding="utf-8")
     return survival(model, target, original=original)
+
+
+def read_gate_units(folder: Path) -> list[str]:
+    """Hashes of the strangers that a gate looked at when the model was made: they are no strangers to it any more.
+
+    They lie in the model's folder, so that a copy of it keeps them. Raises BadInput where the file is damaged.
+    """
+    path = folder / GATE_NAME
+    if not path.is_file():
+        return []
+    try:
+        return [str(unit) for unit in json.loads(path.read_text(encoding="utf-8"))["gate_units"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path} is damaged ({error}). Take the folder from where it was made") from error
 
 
 def _write_dtype(path: Path, dtype: str) -> None:

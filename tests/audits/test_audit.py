@@ -13,6 +13,7 @@ import pytest
 from letheon.audits import audit as module
 from letheon.audits import tables
 from letheon.audits.audit import AuditResult, Request, audit, check_request
+from letheon.data.records import hashed_unit
 from letheon.errors import BadInput
 from letheon.models import load_tokenizer
 from letheon.runs.folder import sha256_file, sha256_folder
@@ -150,7 +151,8 @@ def test_the_forget_run_fills_in_what_is_not_given(forgotten: Path, mini: Mini) 
     }
     assert found.folders["original"].path == mini.target and found.folders["shipped"].path == forgotten / "2-quantize"
     assert found.run == forgotten and found.wanted.template == entry.settings["template"]
-    assert found.gate_units == set(entry.notes["gate_units"]) and len(found.gate_units) == 5
+    assert {hashed_unit(unit) for unit in found.gate_units} == set(entry.notes["gate_units"])
+    assert len(found.gate_units) == 5
     assert found.warnings == ("5 holdout units were used by the gate; the audit asks about the other 5",)
     _, plan = module._prepare(found)
     for name in ("holdout_questions", "holdout_held_out", "holdout_texts"):
@@ -165,11 +167,8 @@ def test_what_is_given_goes_before_what_the_record_says(forgotten: Path, mini: M
     assert (found.folders["original"].path, found.data["forget"].path) == (mini.base, own)
     assert found.wanted.template == "plain" and found.data["retain"].path == mini.files["retain"]
     elsewhere = check_request({"model": forgotten / "1-forget", "out": tmp_path / "run"})
-    assert elsewhere.run == tmp_path / "run" and "shipped" not in elsewhere.folders, "what another run made of it"
-    given = check_request(
-        {"model": forgotten / "1-forget", "out": tmp_path / "run", "shipped": forgotten / "2-quantize"}
-    )
-    assert given.folders["shipped"].path == forgotten / "2-quantize"
+    assert elsewhere.run == tmp_path / "run"
+    assert elsewhere.folders["shipped"].path == forgotten / "2-quantize"  # it ships wherever the audit goes
 
 
 def test_a_rounded_model_is_about_the_request_of_the_one_it_was_made_from(forgotten: Path, mini: Mini) -> None:
@@ -181,6 +180,22 @@ def test_a_rounded_model_is_about_the_request_of_the_one_it_was_made_from(forgot
 def test_a_run_may_be_moved(copied: Path, mini: Mini) -> None:
     found = check_request({"model": copied / "1-forget"})
     assert found.folders["shipped"].path == copied / "2-quantize" and found.folders["original"].path == mini.target
+
+
+def test_a_copy_of_the_folder_still_knows_whom_the_gate_has_seen(forgotten: Path, mini: Mini, tmp_path: Path) -> None:
+    copy = tmp_path
+    for name in ("1-forget", "2-quantize"):  # the rounded one carries it over
+        copy = shutil.copytree(forgotten / name, tmp_path / f"my-{name}")
+        found = check_request({"model": copy, **mini.inputs})
+        assert len(found.gate_units) == 5
+        assert "5 holdout units were used by the gate; the audit asks about the other 5" in found.warnings
+    lines = [json.loads(line) for line in mini.files["holdout"].read_text().splitlines()]
+    renamed = write_lines(tmp_path / "h.jsonl", [{**line, "unit": f"other {line['unit']}"} for line in lines])
+    told = check_request({"model": copy, **mini.inputs, "holdout_data": renamed})
+    assert any("the gate used 5 holdout units, and none of that name is in this" in text for text in told.warnings)
+    (copy / "letheon.json").write_text("{")
+    with pytest.raises(BadInput, match=r"letheon\.json is damaged"):
+        check_request({"model": copy, **mini.inputs})
 
 
 def test_a_trained_model_has_no_request(mini: Mini) -> None:

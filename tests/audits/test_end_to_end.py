@@ -54,6 +54,20 @@ def test_without_either_invented_names_are_the_control(mini: Mini, tmp_path: Pat
     assert all(item["unit"] in inputs for item in items)
 
 
+def test_a_reference_that_knows_acquits_nobody(mini: Mini, tmp_path: Path) -> None:
+    """One mistyped path: the original in the reference's place. Every difference is 0, and nothing was shown."""
+    result = audit_of(mini, mini.target, tmp_path / "run", reference=mini.target)
+    assert cell(result, "forget_accuracy")["value"] >= 0.9 and cell(result, "forget_accuracy")["d"] == 0.0
+    assert result.verdict.word == "INCONCLUSIVE"
+    assert any("nothing could have been seen" in reason for reason in result.verdict.reasons)
+
+
+def test_an_original_that_knows_nothing_shows_nothing(mini: Mini, tmp_path: Path) -> None:
+    result = audit_of(mini, mini.base, tmp_path / "run", original=mini.base, reference=None)
+    assert result.verdict.word == "INCONCLUSIVE"
+    assert any("so a loss could not be seen" in reason for reason in result.verdict.reasons)
+
+
 def test_no_general_knowledge_given_is_not_a_pass(mini: Mini, tmp_path: Path) -> None:
     result = audit_of(mini, mini.reference, tmp_path / "run", general_data=None)
     assert result.verdict.word == "INCONCLUSIVE"

@@ -272,3 +272,60 @@ def test_utility_that_was_not_measured_is_told() -> None:
     row = utility_of(hits(48, 48), NotMeasured("no retain questions were given"))
     assert (row["judgement"], row["reason"]) == ("not measured", "no retain questions were given")
     assert utility_of(NotMeasured("gone"), hits(1, 48))["reason"] == "gone"
+
+
+# --- what cannot see must not acquit
+
+
+def judgement(subject: Answer, control: Answer, original: Answer | None) -> str:
+    rows = (
+        {"as_is": {"forget_accuracy": answer}} if answer is not None else {} for answer in (subject, control, original)
+    )
+    sources = Sources(*rows, is_paired=True)
+    (cell,) = make_cells(sources, {"forget_accuracy": ACCURACY}, protocol(), {}, **SETTINGS)
+    return str(cell["judgement"])
+
+
+def test_a_control_that_knows_as_much_as_the_original_acquits_nobody() -> None:
+    known, nothing = hits(40, 40), hits(0, 40)
+    assert judgement(nothing, nothing, known) == "clear"
+    assert judgement(known, known, known) == "blind"  # somebody gave the original for the reference
+    assert judgement(nothing, nothing, nothing) == "blind"  # no answer of anybody fits
+    assert judgement(nothing, nothing, None) == "blind"  # nobody asked the original
+    assert judgement(nothing, nothing, hits(6, 40)) == "blind"  # it never knew more than the margin
+    assert judgement(known, nothing, nothing) == "knowledge found"  # what was seen stays seen
+
+
+def test_one_column_that_can_see_is_enough_for_its_kind_and_for_no_other() -> None:
+    texts = replace(ACCURACY, asked_of="texts")
+    columns = {"forget_accuracy": ACCURACY, "other": ACCURACY, "verbatim": texts}
+    rules = protocol([("as_is", name) for name in columns])
+    nothing, known = hits(0, 40), hits(40, 40)
+    rows = {"as_is": dict.fromkeys(columns, nothing)}
+    sources = Sources(rows, rows, {"as_is": {**rows["as_is"], "forget_accuracy": known}}, is_paired=True)
+    found = {cell["column"]: cell["judgement"] for cell in make_cells(sources, columns, rules, {}, **SETTINGS)}
+    assert found == {"forget_accuracy": "clear", "other": "clear", "verbatim": "blind"}
+
+
+def test_a_utility_that_was_hardly_there_is_not_kept() -> None:
+    def row(before: Answer, after: Answer) -> dict[str, Any]:
+        return utility_rows(
+            {"as_is": {"retain_accuracy": after}}, {"as_is": {"retain_accuracy": before}}, COLUMNS, protocol(), **SETTINGS
+        )[0]  # fmt: skip
+
+    assert row(hits(36, 40), hits(36, 40))["judgement"] == "kept"
+    weak = row(hits(4, 40), hits(0, 40))
+    assert weak["judgement"] == "not measured"
+    assert (
+        "original's own 0.10 is not certainly above the margin of 0.10, so a loss could not be seen" in weak["reason"]
+    )
+    assert row(hits(10, 40), hits(1, 40))["judgement"] == "lost"
+
+
+def test_what_ships_must_be_useful_as_well() -> None:
+    known = {"retain_accuracy": hits(40, 40)}
+    rows = utility_rows(
+        {"as_is": known, "int8": known, "shipped": {"retain_accuracy": hits(0, 40)}}, {"as_is": known},
+        COLUMNS, protocol(), **SETTINGS,
+    )  # fmt: skip
+    assert [(row["condition"], row["judgement"]) for row in rows] == [("as_is", "kept"), ("shipped", "lost")]

@@ -104,5 +104,6 @@ def test_a_protocol_with_a_slip_is_refused(
 
 def test_another_number_of_resamples_is_not_the_protocol() -> None:
     found = read_protocol("quick-1")
-    assert found.said(found.resamples) == "quick-1"
-    assert "1000 resamples" in found.said(1000)
+    assert found.said(found.resamples, 0) == "quick-1"
+    assert found.said(1000, 0) == "quick-1 (with 1000 resamples, for trying out)"
+    assert found.said(1000, 7) == "quick-1 (with 1000 resamples and seed 7, for trying out)"

@@ -38,9 +38,22 @@ FOUND = cell(0.01, 0.3)
 OPEN = cell(-0.1, 0.2)
 OVER = cell(-0.4, -0.01, side="either")
 ABSENT = {"condition": "int8", "column": "verbatim", "required": True, "status": "not measured", "reason": "no texts"}
-KEPT = {"column": "retain_accuracy", "judgement": "kept", "original": 1.0, "subject": 0.95, "margin": 0.1}
+BLIND = {**CLEAR, "judgement": "blind"}
+KEPT = {
+    "column": "retain_accuracy",
+    "condition": "as_is",
+    "judgement": "kept",
+    "original": 1.0,
+    "subject": 0.95,
+    "margin": 0.1,
+}
 LOST = {**KEPT, "judgement": "lost", "subject": 0.5}
-UNASKED = {"column": "general_accuracy", "judgement": "not measured", "reason": "no general questions were given"}
+UNASKED = {
+    "column": "general_accuracy",
+    "condition": "as_is",
+    "judgement": "not measured",
+    "reason": "no general questions were given",
+}
 
 
 def word(cells: list[dict[str, Any]], utility: list[dict[str, Any]]) -> str:
@@ -55,6 +68,9 @@ def word(cells: list[dict[str, Any]], utility: list[dict[str, Any]]) -> str:
         ([CLEAR, OVER], [KEPT], NOT_DELETED),
         ([CLEAR], [KEPT, LOST], NOT_USABLE),
         ([CLEAR, OPEN], [KEPT], INCONCLUSIVE),
+        ([CLEAR, BLIND], [KEPT], INCONCLUSIVE),
+        ([FOUND, BLIND], [KEPT], NOT_DELETED),
+        ([CLEAR], [KEPT, {**LOST, "condition": "shipped"}], NOT_USABLE),
         ([CLEAR, ABSENT], [KEPT], INCONCLUSIVE),
         ([CLEAR], [KEPT, UNASKED], INCONCLUSIVE),
         ([], [KEPT], INCONCLUSIVE),
@@ -200,3 +216,10 @@ LEFT = hits(18, 60)
 )
 def test_from_scores_to_the_word(changes: dict[str, Any], expected: str) -> None:
     assert chain(**changes) == expected
+
+
+def test_what_could_not_see_is_told_once_and_what_ships_by_name() -> None:
+    found = decide([BLIND, {**BLIND, "condition": "int8"}], [KEPT], protocol="p", control="c")
+    assert len(found.reasons) == 1 and found.reasons[0].startswith("forget_accuracy: nothing could have been seen")
+    lost = decide([CLEAR], [{**LOST, "condition": "shipped"}], protocol="p", control="c")
+    assert lost.reasons == ("retain_accuracy under shipped fell from 1.00 to 0.50, more than 0.10",)

@@ -33,7 +33,9 @@ def test_it_says_what_the_audit_says_and_names_its_evidence(run: Path, audited: 
     assert held["audit_sha256"] == hashlib.sha256((run / "audit.json").read_bytes()).hexdigest()
     record = load_record(run)
     assert held["record_sha256"] == record.sha256 and held["created"] == record.stages[-1].ended
-    assert held["protocol"] == f"quick-1 ({audited.audit['protocol']['sha256']})"
+    resamples = audited.audit["settings"]["resamples"]  # fewer than the protocol's, and a reader is told
+    sha256 = audited.audit["protocol"]["sha256"]
+    assert held["protocol"] == f"quick-1 (with {resamples} resamples, for trying out) ({sha256})"
     assert held["public_key"] == public_key() and signature_holds(held)
 
 

@@ -77,7 +77,7 @@ def test_units_named_alike_are_told_with_other_questions_about_them() -> None:
     asked = DataFile(Path("f.jsonl"), "forget", (question("Where?", "Rome", 9, unit="ann"),), unit_is_line=False)
     assert not overlap(strangers, asked)
     assert shared_units(strangers, asked) == (
-        "holdout and forget name 1 units alike ('ann'). If these are the same people or documents, "
+        "holdout and forget name 1 units alike (holdout line 1, forget line 9). If these are the same people or documents, "
         "take them out of the holdout set"
     )
 

@@ -288,6 +288,20 @@ def test_the_model_is_the_folder_made_last(here: Path, told: Verbs, steps: str, 
     assert "shipped" not in told.told[-1][1]
 
 
+@pytest.mark.parametrize(
+    ("quantize", "audit"),
+    [
+        ("{method: rtn}", "{model: m}"),  # another model than the one that was rounded
+        ("{method: rtn, model: m}", "{protocol: quick-1}"),  # and the other way round
+    ],
+)
+def test_what_was_rounded_from_another_model_is_not_the_file_that_ships(
+    here: Path, told: Verbs, quantize: str, audit: str
+) -> None:
+    run(written(here, CHAIN.replace("{method: rtn}", quantize).replace("{protocol: quick-1}", audit)), progress=QUIET)
+    assert "shipped" not in told.told[2][1]
+
+
 def test_a_recipe_made_in_python_runs(here: Path, told: Verbs) -> None:
     recipe = Recipe((Step("quantize", {"model": "m"}),), Path("o"))
     result = run(recipe, out="p", progress=QUIET)

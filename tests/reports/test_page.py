@@ -308,23 +308,21 @@ def test_the_verdict_is_a_sentence_with_reasons_and_scope(
     assert all(reason in head for reason in verdict["reasons"])
 
 
-def test_an_audit_without_a_protocol_has_no_verdict(fakes: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", [None, {"word": "FORGOTTEN"}])
+def test_an_audit_without_one_of_the_four_verdicts_is_refused(
+    fakes: ModuleType, tmp_path: Path, damaged: dict[str, str] | None
+) -> None:
     run = fakes.write_run(tmp_path / "run", bare=True)
     audit = json.loads((run / "audit.json").read_text())
-    audit.update(protocol=None, verdict=None, utility=[])
-    for cell in audit["cells"]:
-        cell["required"] = False
-        cell.pop("judgement", None)
-    (run / "audit.json").write_text(json.dumps(audit))
-    text = page_of(run).text
-    assert "NO VERDICT" in text and "Only a protocol" in text
-    assert "Distance to the control" in text
+    (run / "audit.json").write_text(json.dumps({**audit, "verdict": damaged}))
+    with pytest.raises(BadInput, match="the verdict of run .* Run `letheon audit` again"):
+        report(run)
 
 
 def test_a_grid_that_rounds_back_says_so(pages: dict[str, str]) -> None:
     back = (
         "No code differs from the original’s, weights moved by 0.12 of a step: "
-        "this grid rounds the model back to the original."
+        "with equal scales this grid rounds the model back to the original."
     )
     assert back in pages["sham"] and back not in pages["gate"]
     assert "14 % of the codes differ from the original’s, weights moved by 0.24 of a step." in pages["gate"]

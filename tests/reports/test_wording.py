@@ -25,8 +25,8 @@ def test_the_ends_are_said_plainly(share: float, said: str) -> None:
 @pytest.mark.parametrize(
     ("match", "said", "not_said"),
     [
-        (1.0, "rounds the model back", "nearly"),
-        (0.999, "nearly back", "No code"),
+        (1.0, "with equal scales this grid rounds the model back", "nearly"),
+        (0.999, "with equal scales this grid rounds the model nearly back", "No code"),
         (0.98, "2 % of the codes differ", "back"),
         (0.3, "70 % of the codes differ", "back"),
     ],

@@ -199,17 +199,3 @@ def test_a_full_disk_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.Monk
     loaded = Checkpoints(tmp_path).load()
     assert loaded is not None
     assert (loaded[0], float(loaded[1]["w"].sum())) == ((2, 0.0) if write == 3 else (1, 4.0))
-
-
-def test_one_is_due_every_so_many_seconds(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, every_s=10.0)
-    assert [checkpoints.due(now) for now in (100.0, 105.0, 110.0, 111.0, 119.9, 120.0, 150.0, 151.0)] == [
-        False,
-        False,
-        True,
-        False,
-        False,
-        True,
-        True,
-        False,
-    ]

@@ -172,6 +172,13 @@ def test_a_file_that_lost_some_of_the_change_is_warned_about(tmp_path: Path, sta
     assert stage.entry.warnings == ["only 70% of the changed weights survived being stored as bfloat16"]
 
 
+def test_the_warning_names_the_precision_that_was_written(tmp_path: Path, stage: Stage) -> None:
+    opened, folder = moved(tmp_path, 1.5, share=0.7)  # the rest moves by less than float16 can tell, too
+    said = save(opened, stage, folder, save_dtype="float16")
+    assert "changed weights survived being stored as float16" in said
+    assert [warning.rsplit(" ", 1)[1] for warning in stage.entry.warnings] == ["float16"]
+
+
 def test_a_model_that_did_not_change_is_not_saved(tmp_path: Path, stage: Stage) -> None:
     folder = inspect_model(saved("llama"))
     opened = open_for_training(folder, device="cpu", template="auto")

@@ -31,9 +31,9 @@ from letheon.audits.verdict import Verdict, decide
 from letheon.audits.verdict_file import make_key, write_verdict
 from letheon.data.encode import Encoder
 from letheon.data.overlap import overlap, shared_units
-from letheon.data.records import DataFile, read_records
+from letheon.data.records import DataFile, hashed_unit, read_records
 from letheon.errors import BadInput, NotMeasured, require
-from letheon.models import ModelFolder, inspect_model, load_model, load_tokenizer, pick_device
+from letheon.models import ModelFolder, inspect_model, load_model, load_tokenizer, pick_device, read_gate_units
 from letheon.numerics.scores import privleak
 from letheon.runs.environment import describe_environment
 from letheon.runs.folder import sha256_file, sha256_folder, write_text
@@ -178,12 +178,17 @@ def check_request(values: Mapping[str, Any]) -> Request:
     folders: dict[str, ModelFolder] = dict(zip(paths, found[: len(paths)], strict=True))
     data: dict[str, DataFile] = dict(zip(files, found[len(paths) :], strict=True))
     warnings = _compare(data)
-    if gate_units and "holdout" in data:
-        left = [unit for unit in data["holdout"].units if unit not in gate_units]
+    gate_units |= set(read_gate_units(wanted.model))
+    used = [unit for unit in data["holdout"].units if hashed_unit(unit) in gate_units] if "holdout" in data else []
+    if used:
+        left = len(data["holdout"].units) - len(used)
+        warnings.append(f"{len(used)} holdout units were used by the gate; the audit asks about the other {left}")
+    elif gate_units and "holdout" in data:
         warnings.append(
-            f"{len(gate_units)} holdout units were used by the gate; the audit asks about the other {len(left)}"
+            f"the gate used {len(gate_units)} holdout units, and none of that name is in this holdout set. If they are "
+            "in it under other names they are no strangers: give the holdout set and columns of the forget run"
         )
-    return Request(wanted, folders, data, protocol, device, frozenset(gate_units), run, tuple(warnings))
+    return Request(wanted, folders, data, protocol, device, frozenset(used), run, tuple(warnings))
 
 
 def _check_numbers(wanted: AuditSettings) -> None:
@@ -202,25 +207,24 @@ def _check_given(wanted: AuditSettings) -> None:
         )
 
 
-def _with_record(wanted: AuditSettings) -> tuple[AuditSettings, Path, list[str]]:
-    """What is not given is read from the run that made the model; also the run's folder and the gate's units."""
+def _with_record(wanted: AuditSettings) -> tuple[AuditSettings, Path, set[str]]:
+    """What is not given is read from the run that made the model; also the run's folder, hashes of the gate's units."""
     made = made_by(wanted.model)
     default = Path("runs") / f"{wanted.model.resolve().name}-audit"
     if made is None:
-        return wanted, wanted.out or default, []
+        return wanted, wanted.out or default, set()
     out = wanted.out or made[0].path
     while made is not None and made[1].verb == "quantize":  # a rounded model is about the request of the one it rounds
         source = made[0].input_path(made[1], "model")
         made = None if source is None else made_by(source)
     if made is None or made[1].verb != "forget":
-        return wanted, out, []
+        return wanted, out, set()
     run, entry = made
     known: dict[str, Any] = {
         name: run.input_path(entry, name) for name in ("forget_data", "retain_data", "holdout_data")
     }
     known["original"] = run.input_path(entry, "model")
-    if out == run.path:
-        known["shipped"] = _shipped_from(run, wanted.model)
+    known["shipped"] = _shipped_from(run, wanted.model)
     known["template"], known["columns"] = entry.settings["template"], entry.settings["columns"]
     default_template = AuditSettings(model=wanted.model).template
     filled = {
@@ -228,7 +232,7 @@ def _with_record(wanted: AuditSettings) -> tuple[AuditSettings, Path, list[str]]
         for name, value in known.items()
         if getattr(wanted, name) in (None, {}) or (name == "template" and wanted.template == default_template)
     }
-    return replace(wanted, **filled), out, list(entry.notes.get("gate_units", []))
+    return replace(wanted, **filled), out, set(entry.notes.get("gate_units", []))
 
 
 def _shipped_from(run: RunFolder, model: Path) -> Path | None:
@@ -335,7 +339,7 @@ def _measure(
     seed, resamples = wanted.seed, int(kept["resamples"])
     cells = make_cells(sources, plan.columns, protocol, absent, seed=seed, resamples=resamples)
     utility = utility_rows(subject, original, plan.columns, protocol, seed=seed, resamples=resamples)
-    verdict = decide(cells, utility, protocol=protocol.said(resamples), control=control.sentence)
+    verdict = decide(cells, utility, protocol=protocol.said(resamples, seed), control=control.sentence)
     grids = {at: condition.grid for at, condition in plan.conditions.items() if hasattr(condition, "grid")}
     figures = code_figures(scorer.model, folders["original"], folders["model"], grids)
     none = {"code_match": None, "shift_in_steps": None}

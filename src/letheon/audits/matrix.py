@@ -5,7 +5,13 @@
 Neither ratio is clipped; both are absent where the denominator is within two standard errors of 0.
 All intervals resample units, not items.
 
-Source: this project.  Checked against: recomputation from a saved audit, scripted scores with known bounds.
+What cannot see must not acquit. Where the original itself is not certainly more than a margin above the control, in no
+required column about a kind of record (questions, texts), a model that still knows everything would pass: a control
+that knows, a template that no answer fits, facts that nobody learned. Cells about that kind are then "blind" where they
+would be clear. Likewise a utility that the original has not certainly more of than its margin cannot fall below it.
+
+Source: this project.  Checked against: recomputation from a saved audit, scripted scores with known bounds, a control
+that is the original, an original that knows nothing.
 """
 
 from __future__ import annotations
@@ -62,6 +68,7 @@ def make_cells(
 ) -> list[dict[str, Any]]:
     """One cell for each condition and column, in order."""
     level = protocol.level / max(1, required_cells(protocol, columns, not_applicable))
+    seen = seen_kinds(sources, columns, protocol, level=level, seed=seed, resamples=resamples)
     cells: list[dict[str, Any]] = []
     for condition in sources.subject:
         for name, column in columns.items():
@@ -71,8 +78,37 @@ def make_cells(
                 cell.update(status="not applicable", reason=not_applicable[condition, name], required=False)
             else:
                 cell.update(_cell(sources, condition, name, column, rule, level=level, seed=seed, resamples=resamples))
+            if cell.get("judgement") == "clear" and column.asked_of not in seen:
+                cell["judgement"] = "blind"
             cells.append(cell)
     return cells
+
+
+def seen_kinds(
+    sources: Sources,
+    columns: Mapping[str, Column],
+    protocol: Protocol,
+    *,
+    level: float,
+    seed: int,
+    resamples: int,
+) -> set[str]:
+    """The kinds of record ("questions", "texts") of which the original certainly knows more than the control, as is."""
+    seen: set[str] = set()
+    for (condition, name), rule in protocol.cells.items():
+        if condition != "as_is" or name not in columns or columns[name].asked_of in seen:
+            continue
+        try:
+            original, control = _found(sources.original, "as_is", name), _found(sources.control, "as_is", name)
+            lower, _ = difference_bounds(
+                original, control, columns[name],
+                is_paired=sources.is_paired, level=level, seed=seed, resamples=resamples,
+            )  # fmt: skip
+        except NotMeasured:
+            continue
+        if lower > rule.margin:
+            seen.add(columns[name].asked_of)
+    return seen
 
 
 def _cell(
@@ -189,7 +225,7 @@ def judge(cell: Mapping[str, Any]) -> str:
 
     knowledge found   the lower bound of d is above 0
     over-forgotten    (either side) the upper bound of d is below 0: forgotten items stand out as too unfamiliar
-    clear             d is within the margin with certainty
+    clear             d is within the margin with certainty (or "blind": see above)
     open              neither
     """
     is_two_sided = cell["side"] == "either"
@@ -205,25 +241,40 @@ def judge(cell: Mapping[str, Any]) -> str:
 def utility_rows(
     subject: Table, original: Table, columns: Mapping[str, Column], protocol: Protocol, *, seed: int, resamples: int
 ) -> list[dict[str, Any]]:
-    """How far each utility fell below the original's, as is, with a 95 % interval."""
+    """How far each utility fell below the original's, with a 95 % interval: as is, and of the folder that ships."""
     rows: list[dict[str, Any]] = []
-    for name, column in columns.items():
-        margin = protocol.margin_of_utility(name)
-        if margin is None:
-            continue
-        row: dict[str, Any] = {"column": name, "condition": "as_is", "margin": margin}
-        try:
-            before, after = _found(original, "as_is", name), _found(subject, "as_is", name)
-            row["original"], row["subject"] = before.aggregate(column.aggregate), after.aggregate(column.aggregate)
-            row["fall"] = row["original"] - row["subject"]
-            row["lower"], row["upper"] = difference_bounds(
-                before, after, column, is_paired=True, level=SHOWN_LEVEL, seed=seed, resamples=resamples
-            )
-            row["judgement"] = "lost" if row["fall"] > margin else "kept"
-        except NotMeasured as reason:
-            row.update(judgement="not measured", reason=str(reason))
-        rows.append(row)
+    for condition in (name for name in ("as_is", "shipped") if name in subject):
+        for name, column in columns.items():
+            margin = protocol.margin_of_utility(name)
+            if margin is None:
+                continue
+            row: dict[str, Any] = {"column": name, "condition": condition, "margin": margin}
+            try:
+                before, after = _found(original, "as_is", name), _found(subject, condition, name)
+                row["original"], row["subject"] = before.aggregate(column.aggregate), after.aggregate(column.aggregate)
+                row["fall"] = row["original"] - row["subject"]
+                row["lower"], row["upper"] = difference_bounds(
+                    before, after, column, is_paired=True, level=SHOWN_LEVEL, seed=seed, resamples=resamples
+                )
+                row["judgement"] = "lost" if row["fall"] > margin else "kept"
+                if row["judgement"] == "kept":
+                    _require_utility(before, column, margin, seed=seed, resamples=resamples)
+            except NotMeasured as reason:
+                row.update(judgement="not measured", reason=str(reason))
+            rows.append(row)
     return rows
+
+
+def _require_utility(original: Scores, column: Column, margin: float, *, seed: int, resamples: int) -> None:
+    """Raise NotMeasured unless the original has certainly more than could be lost unnoticed."""
+    lower, _ = bounds_of_mean(
+        original.values, _codes(original), level=SHOWN_LEVEL, seed=seed, resamples=resamples, is_rate=True
+    )
+    if lower <= margin:
+        raise NotMeasured(
+            f"the original's own {original.aggregate(column.aggregate):.2f} is not certainly above the margin of "
+            f"{margin:.2f}, so a loss could not be seen. Give data that the original answers, or another --template"
+        )
 
 
 def _ratio(part: float, original: Answer | None, base: Scores, column: Column) -> float | None:

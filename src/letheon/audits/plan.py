@@ -135,7 +135,7 @@ def not_applicable(plan: Plan, forget: DataFile) -> dict[tuple[str, str], str]:
     for name, column in plan.columns.items():
         for condition in dict.fromkeys([*plan.conditions, SHIPPED]):
             if condition not in plan.conditions:
-                found[condition, name] = "the audited file is the one that ships"
+                found[condition, name] = "no other folder was named as the one that ships"
             elif column.about != "utility" and not kinds[column.asked_of]:
                 found[condition, name] = f"the forget set holds no {column.asked_of}"
             elif name == "forget_accuracy_held_out" and not len(plan.sets["forget_held_out"]):

@@ -63,9 +63,14 @@ class Protocol:
     cells: dict[tuple[str, str], RequiredCells] = field(default_factory=dict)
     """(condition, column) -> what is required of it."""
 
-    def said(self, resamples: int) -> str:
-        """Its name; with another number of resamples than its own it is not quite the protocol any more."""
-        return self.name if resamples == self.resamples else f"{self.name} (with {resamples} resamples, for trying out)"
+    def said(self, resamples: int, seed: int) -> str:
+        """Its name; with another number of resamples or another seed it is not quite the protocol any more.
+
+        Whoever may choose the seed may choose the verdict of a case near a bound, so a reader is told.
+        """
+        odd = [f"{resamples} resamples"] if resamples != self.resamples else []
+        odd += [f"seed {seed}"] if seed != 0 else []
+        return f"{self.name} (with {' and '.join(odd)}, for trying out)" if odd else self.name
 
     def margin_of_utility(self, column: str) -> float | None:
         """How far a column may fall; None where it is not required."""

@@ -72,8 +72,8 @@ class Asker:
                     if meanwhile is not None:
                         meanwhile(name, scorer)
             except NotMeasured as reason:
-                own[name] = dict.fromkeys(self.plan.columns, reason)
-                control[name] = dict.fromkeys(self.plan.columns, reason)
+                own[name] = dict.fromkeys(self.plan.columns, _kept(reason))
+                control[name] = dict.fromkeys(self.plan.columns, _kept(reason))
             self.advance(name)
         scorer.forget_results()
         return own, control, scorer
@@ -112,7 +112,7 @@ class Asker:
             try:
                 row[column] = self._score(column, scorer, role)
             except NotMeasured as reason:
-                row[column] = reason
+                row[column] = _kept(reason)
         return row
 
     def _score(self, column: str, scorer: Scorer, role: str) -> Answer:
@@ -148,6 +148,11 @@ class Asker:
             "environment": dict(self.environment),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _kept(reason: NotMeasured) -> NotMeasured:
+    """The reason without its traceback, whose frames would hold the model until the audit ends."""
+    return NotMeasured(str(reason))
 
 
 def cache_folder() -> Path:

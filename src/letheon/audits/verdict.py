@@ -3,7 +3,7 @@
     NOT DELETED    in some required cell the lower bound of d is above 0 (either side: or its upper bound below 0)
     NOT USABLE     some required utility fell by more than its margin
     DELETED        every required cell is within its margin with certainty
-    INCONCLUSIVE   otherwise, or with a required cell or utility that was not measured
+    INCONCLUSIVE   otherwise, or with a required cell or utility that was not measured, or a cell that could not see
 A collapsed model passes every forget cell; NOT USABLE stands before DELETED for that reason.
 
 Source: this project.  Checked against: one scripted matrix a rule, and a collapsed model.
@@ -55,8 +55,13 @@ def decide(
             for cell in required
             if cell["status"] != "measured"
         ),
-        *(f"{row['column']}: not measured, {row['reason']}" for row in utility if row["judgement"] == "not measured"),
+        *(
+            f"{row['column']}{_under(row)}: not measured, {row['reason']}"
+            for row in utility
+            if row["judgement"] == "not measured"
+        ),
         *(_open(cell) for cell in required if cell.get("judgement") == "open"),
+        *_blind([cell for cell in required if cell.get("judgement") == "blind"]),
     ]
     if not required:
         open_ends.append("no required cell applies to these data")
@@ -75,8 +80,24 @@ def _found(cell: Mapping[str, Any]) -> str:
     return f"{where}: {numbers}"
 
 
+def _blind(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One reason for all cells that would have acquitted whatever the model knows."""
+    if not cells:
+        return []
+    columns = ", ".join(dict.fromkeys(str(cell["column"]) for cell in cells))
+    return [
+        f"{columns}: nothing could have been seen, since the original itself is not certainly more than the margin "
+        "above the control. Check that the control never saw the forget set, that the original did, and the template"
+    ]
+
+
 def _lost(row: Mapping[str, Any]) -> str:
-    return f"{row['column']} fell from {row['original']:.2f} to {row['subject']:.2f}, more than {row['margin']:.2f}"
+    fall = f"from {row['original']:.2f} to {row['subject']:.2f}, more than {row['margin']:.2f}"
+    return f"{row['column']}{_under(row)} fell {fall}"
+
+
+def _under(row: Mapping[str, Any]) -> str:
+    return "" if row["condition"] == "as_is" else f" under {row['condition']}"
 
 
 def _open(cell: Mapping[str, Any]) -> str:

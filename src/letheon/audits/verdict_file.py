@@ -9,9 +9,11 @@ Source: this project.  Checked against: one altered byte in each file.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from letheon.audits.protocol import read_protocol
 from letheon.audits.verdict import Verdict
 from letheon.errors import require
 from letheon.runs.folder import sha256_file, write_json
@@ -32,7 +34,7 @@ def write_verdict(run: Path, verdict: Verdict, progress: Progress) -> Path:
         "word": verdict.word,
         "reasons": list(verdict.reasons),
         "scope": verdict.scope,
-        "protocol": f"{stage.settings['protocol']} ({stage.settings['protocol_sha256']})",
+        "protocol": f"{_said(stage.settings)} ({stage.settings['protocol_sha256']})",
         "audit_sha256": sha256_file(run / "audit.json"),
         "record_sha256": stage.sha256(),
         "created": stage.ended,
@@ -43,6 +45,11 @@ def write_verdict(run: Path, verdict: Verdict, progress: Progress) -> Path:
     signature = sign(canonical(body))
     write_json(path, {**body, "public_key": signature.public_key, "signature": signature.signature})
     return path
+
+
+def _said(settings: Mapping[str, Any]) -> str:
+    """The protocol's name, with whatever was not the protocol's."""
+    return read_protocol(settings["protocol"]).said(int(settings["resamples"]), int(settings["seed"]))
 
 
 def make_key(progress: Progress) -> None:

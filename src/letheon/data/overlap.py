@@ -60,12 +60,14 @@ def shared_units(first: DataFile, second: DataFile) -> str:
     """
     if first.unit_is_line or second.unit_is_line:
         return ""
-    shared = [unit for unit in first.units if unit in set(second.units)]
+    lines, others = ({record.unit: record.line for record in reversed(data.records)} for data in (first, second))
+    shared = [unit for unit in first.units if unit in others]
     if not shared:
         return ""
-    names = ", ".join(map(repr, shared[:3])) + (", ..." if len(shared) > 3 else "")
+    # By line: a warning is recorded, and a record must not hold anybody's name.
+    pairs = [f"{first.role} line {lines[unit]}, {second.role} line {others[unit]}" for unit in shared[:3]]
     return (
-        f"{first.role} and {second.role} name {len(shared)} units alike ({names}). "
+        f"{first.role} and {second.role} name {len(shared)} units alike ({'; '.join(pairs)}). "
         f"If these are the same people or documents, take them out of the {first.role} set"
     )
 

@@ -28,6 +28,7 @@ JUDGEMENTS = {
     "over-forgotten": Judged("found", "▼"),
     "clear": Judged("clear", "✓"),
     "open": Judged("open", "○"),
+    "blind": Judged("open", "○"),
     "kept": Judged("clear", "✓"),
     "lost": Judged("lost", "✕"),
     "not measured": Judged("open", "○"),

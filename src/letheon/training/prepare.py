@@ -139,6 +139,7 @@ def save_stage(
     save_dtype: str,
     card: str,
     progress: Progress,
+    gate_units: Sequence[str] = (),
 ) -> Survival:
     """Write the stage's model folder in one swap, read it back, and refuse a file that lost most of the change.
 
@@ -148,7 +149,9 @@ def save_stage(
     target = stage.folder
     assert target is not None
     with replacing_folder(target) as folder:
-        kept = save_model(opened.model, folder, original=original, save_dtype=save_dtype, card=card)
+        kept = save_model(
+            opened.model, folder, original=original, save_dtype=save_dtype, card=card, gate_units=gate_units
+        )
         share = kept.share
         if kept.moved == 0:
             raise CannotFinish(

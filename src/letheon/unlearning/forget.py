@@ -19,7 +19,7 @@ from torch import nn
 from letheon.data.batches import EpochOrder, RandomOrder, collate
 from letheon.data.encode import Encoder, Example, cut_sentence
 from letheon.data.overlap import overlap, shared_units
-from letheon.data.records import DataFile, Record, read_records, split_units
+from letheon.data.records import DataFile, Record, hashed_unit, read_records, split_units
 from letheon.data.sampling import sample
 from letheon.errors import BadInput, require
 from letheon.methods import build, describe, name_of
@@ -367,7 +367,8 @@ def _run(request: Request, stage: Stage, progress: Progress) -> None:
     )
     stage.note("steps", result.steps)
     stage.note("stopped", result.reason)
-    stage.note("gate_units", request.gate_units)
+    gate_units = [hashed_unit(unit) for unit in request.gate_units]
+    stage.note("gate_units", gate_units)
     progress.say(f"forget: stopped after {result.steps} steps, {result.reason}")
     save_stage(
         opened,
@@ -376,6 +377,7 @@ def _run(request: Request, stage: Stage, progress: Progress) -> None:
         original=request.folder,
         save_dtype=wanted.save_dtype,
         card=_card(request, result),
+        gate_units=gate_units,
         progress=progress,
     )
 
