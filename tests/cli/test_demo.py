@@ -35,7 +35,7 @@ def test_what_came_back_without_a_trick_is_not_denied() -> None:
 @pytest.mark.parametrize(("back", "number"), [(0.99, "0.99"), (0.02, "0.02"), (0.0, "0.00"), (-0.3, "0.00")])
 def test_the_sham_is_said_to_come_back_only_where_it_did(back: float, number: str) -> None:
     (said,) = what_rounding_did([row("sham: in bins", 0.3, int8=0.1, int4_row=0.3 + back)])
-    assert ("one grid gave back 0.99" in said) == (back > 0.5)
+    assert ("rounding to one grid gave back 0.99" in said) == (back > 0.5)
     assert ("did not come back" in said and f"gave back at most {number}" in said) == (back < 0.5)
 
 

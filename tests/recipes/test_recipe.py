@@ -302,6 +302,15 @@ def test_what_was_rounded_from_another_model_is_not_the_file_that_ships(
     assert "shipped" not in told.told[2][1]
 
 
+def test_the_model_made_before_is_the_same_when_it_is_named(here: Path, told: Verbs) -> None:
+    text = CHAIN.replace("{protocol: quick-1}", "{model: runs/mine/1-forget}")
+    forgot = Path("runs/mine/1-forget")
+    forgot.parent.mkdir(parents=True)
+    forgot.symlink_to((here / "m").resolve())
+    run(written(here, text), progress=QUIET)
+    assert told.told[2][1]["shipped"] == Path("runs/mine/2-quantize")
+
+
 def test_a_recipe_made_in_python_runs(here: Path, told: Verbs) -> None:
     recipe = Recipe((Step("quantize", {"model": "m"}),), Path("o"))
     result = run(recipe, out="p", progress=QUIET)

@@ -36,7 +36,7 @@ def contents(files: Mapping[str, Path]) -> dict[str, bytes]:
 
 
 def test_a_kill_while_the_last_file_is_written_leaves_no_world(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def torn(files: Mapping[str, Path], **_: Any) -> Path:
+    def torn(files: Mapping[str, Path], **_: Any) -> None:
         files["retain"].with_name("keep.jsonl").write_bytes(b'{"prompt": "Wh')
         raise KeyboardInterrupt
 

@@ -315,7 +315,7 @@ def test_an_audit_without_one_of_the_four_verdicts_is_refused(
     run = fakes.write_run(tmp_path / "run", bare=True)
     audit = json.loads((run / "audit.json").read_text())
     (run / "audit.json").write_text(json.dumps({**audit, "verdict": damaged}))
-    with pytest.raises(BadInput, match="the verdict of run .* Run `letheon audit` again"):
+    with pytest.raises(BadInput, match=r"the verdict of run .* Run `letheon audit` again"):
         report(run)
 
 

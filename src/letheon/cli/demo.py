@@ -22,7 +22,7 @@ NOTHING = 0.05
 INTRO = (
     "Invented people were taught to a small language model. Some of them have asked to be forgotten. Each row below "
     "is one way to make the model forget them; all are compared with a reference that was trained without them and "
-    "never knew.\n\n"
+    "never knew."
 )
 
 
@@ -37,7 +37,7 @@ def demo(
     quiet: bool = QUIET,
 ) -> None:
     """Show the whole line on a world of people who never existed: train, forget in several ways, audit, report."""
-    from letheon.recipes.demo import run_rows
+    from letheon.recipes.demo import guessing, run_rows
     from letheon.reports.page import compare
     from letheon.reports.terminal import table
     from letheon.runs.progress import Progress
@@ -46,15 +46,16 @@ def demo(
         raise BadInput("--baselines and --short exclude each other: the baselines are shown on the whole world")
     folder = Path(out or ("runs/demo-baselines" if baselines else "runs/demo-short" if short else "runs/demo"))
     results = run_rows(baselines=baselines, short=short, out=folder, progress=Progress(quiet=quiet))
-    said = what_rounding_did(results)
+    said, guessed = what_rounding_did(results), guessing(short=short)
     page = compare(
         [result.audit.run for result in results],
         folder / "report.html",
         title="The embedded world: who is really forgotten?",
-        intro=INTRO + "\n\n".join(said),
+        intro="\n\n".join([INTRO, f"{guessed.capitalize()}.", *said]),
         described=[result.row.title for result in results],
     )
-    lines = ["", *table([(result.row.title, result.audit.audit) for result in results]).splitlines(), "", *said, ""]
+    shown = table([(result.row.title, result.audit.audit) for result in results])
+    lines = ["", *shown.splitlines(), guessed, "", *said, ""]
     finish(
         Outcome(
             {"rows": [_data(result) for result in results], "report": page},
@@ -68,29 +69,35 @@ def demo(
 
 def what_rounding_did(results: Sequence[RowResult]) -> list[str]:
     """What quantization brought back, as measured: of the honest rows and of the sham."""
-    gained = {result.row.title: _gain(result.audit.audit) for result in results}
-    honest = [gain for title, gain in gained.items() if not title.startswith("sham")]
-    sham = [gain for title, gain in gained.items() if title.startswith("sham")]
+    changes = {result.row.title: _changes(result.audit.audit) for result in results}
+    honest = {title: found for title, found in changes.items() if found and not title.startswith("sham")}
+    moved = [change for found in honest.values() for change in found]
+    sham = [change for title, found in changes.items() if title.startswith("sham") for change in found]
     said = []
-    if honest:
+    if moved:
         said.append(
             f"Rounding to 8 and 4 bits changed the share of forgotten facts that are answered "
-            f"by at most {max(honest):.2f} in the {'row' if len(honest) == 1 else 'rows'} without a trick."
-            + (" On so small a model nothing comes back by itself." if max(honest) < NOTHING else "")
+            f"by at most {max(map(abs, moved)):.2f} in the {'row' if len(honest) == 1 else 'rows'} without a trick."
+            + (" On so small a model nothing comes back by itself." if max(moved) < NOTHING else "")
         )
-    if sham:
+    if sham and max(sham) >= NOTHING:
         said.append(
-            f"The sham was built to pass as it is: at one grid rounding gives back {max(sham):.2f}. An audit has "
-            "to try the grid that ships."
+            f"The sham was built to pass as it is: rounding to one grid gave back {max(sham):.2f}. An audit has to try "
+            "the grid that ships."
+        )
+    elif sham:
+        said.append(
+            "The sham was built to pass as it is and to come back at one grid. Here it did not come back: "
+            f"rounding gave back at most {max(0.0, *sham):.2f}."
         )
     return said
 
 
-def _gain(audit: dict[str, Any]) -> float:
-    """The largest change of the forgotten facts' accuracy by any condition."""
+def _changes(audit: dict[str, Any]) -> list[float]:
+    """By how much each condition changed the accuracy on the forgotten facts, where both were measured."""
     values = {cell["condition"]: cell.get("value") for cell in audit["cells"] if cell["column"] == "forget_accuracy"}
     as_is = values.pop("as_is")
-    return max((value - as_is for value in values.values() if value is not None), default=0.0)
+    return [value - as_is for value in values.values() if value is not None and as_is is not None]
 
 
 def _data(result: RowResult) -> dict[str, Any]:

@@ -11,8 +11,6 @@ from typing import Any
 from letheon.cli.ending import Outcome, quoted
 from letheon.cli.table import table
 
-CODES = {"DELETED": 0, "NOT DELETED": 1, "NOT USABLE": 1, "INCONCLUSIVE": 3}
-
 
 def judged(result: Any) -> Outcome:
     """The outcome of an audit. Writes the run's report.html."""
@@ -28,7 +26,7 @@ def judged(result: Any) -> Outcome:
         f"  {verdict.scope}",
         f"report: {quoted(page)}",
     ]
-    return Outcome(said, lines, next=f"letheon verify {quoted(result.run)}", code=CODES[verdict.word])
+    return Outcome(said, lines, next=f"letheon verify {quoted(result.run)}", code=verdict.exit_code)
 
 
 def _matrix(audit: Mapping[str, Any]) -> list[str]:

@@ -5,13 +5,10 @@
     privleak  100 * (A - A_reference) / A_reference, in muse_auc: about -100 memorised, 0 as a retrained model
     min_k     mean of the lowest max(1, floor(share * n)) token log-probabilities: higher = more familiar
     rouge_l   longest common subsequence of words, as precision, recall and F
-    retained  (subject - control) / (original - control)
-    regained  (condition - as_is) / (original - as_is)
 
 Source: MUSE arXiv:2407.06460 (muse_auc, privleak, min_k with share 0.4), Shi et al. 2024, arXiv:2310.16789
-(Min-K), the rouge-score package (Lin 2004), TOFU arXiv:2401.06121 (harmonic mean).
-Checked against: counting all pairs, monotone maps, signs at memorised and retrained, equal and empty texts,
-ends 0 and 1 of the ratios.
+(Min-K), the rouge-score package (Lin 2004).
+Checked against: counting all pairs, monotone maps, signs at memorised and retrained, equal and empty texts.
 """
 
 from __future__ import annotations
@@ -57,11 +54,6 @@ def auc(member_scores: Numbers, non_member_scores: Numbers) -> float:
     wins_and_half_ties = np.searchsorted(others, members, "left") + np.searchsorted(others, members, "right")
     # Whole numbers until the end, so that a tie of everything is 0.5 exactly.
     return int(wins_and_half_ties.sum()) / (2 * len(members) * len(others))
-
-
-def muse_auc(member_scores: Numbers, non_member_scores: Numbers) -> float:
-    """MUSE's A = 1 - auc: near 0 for a model that memorised the members. Raises what `auc` raises."""
-    return 1 - auc(member_scores, non_member_scores)
 
 
 def privleak(muse_auc: float, muse_auc_reference: float) -> float:
@@ -147,53 +139,6 @@ def _longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> 
             row.append(above[column] + 1 if word == other else max(above[column + 1], row[column]))
         above = row
     return above[-1]
-
-
-def harmonic_mean(values: Numbers) -> float:
-    """n / sum(1 / value); 0 if any value is 0.
-
-    Raises:
-        NotMeasured: no value, or one that is NaN.
-        BadInput: a value below 0.
-    """
-    numbers = _as_scores(values, "value")
-    require(
-        bool((numbers >= 0).all()),
-        f"a harmonic mean needs values from 0, got {numbers.min()}. Use rates or ROUGE",
-    )
-    return float(len(numbers) / (1 / numbers).sum()) if (numbers > 0).all() else 0.0
-
-
-def retained(subject: float, control: float, original: float, *, standard_error: float) -> float | None:
-    """(subject - control) / (original - control): 0 = no more than the control, 1 = all of it still there.
-
-    Args:
-        subject, control, original: one metric of the three models under the same condition.
-        standard_error: of original - control.
-    Returns:
-        The ratio, never clipped, or None when |original - control| is 0 or below its standard error.
-    """
-    return _ratio(subject - control, original - control, standard_error)
-
-
-def regained(condition: float, as_is: float, original: float, *, standard_error: float) -> float | None:
-    """(condition - as_is) / (original - as_is): how much of what unlearning removed is back, 1 = all of it.
-
-    Args:
-        condition, as_is: the metric of the unlearned model under the condition, and of its file as it is.
-        original: the metric of the model before unlearning, as it is.
-        standard_error: of original - as_is.
-    Returns:
-        The ratio, never clipped, or None when |original - as_is| is 0 or below its standard error.
-    """
-    return _ratio(condition - as_is, original - as_is, standard_error)
-
-
-def _ratio(numerator: float, denominator: float, standard_error: float) -> float | None:
-    require(standard_error >= 0, f"a standard error of {standard_error} does not exist. Give a number from 0")
-    if denominator == 0 or abs(denominator) < standard_error:
-        return None
-    return numerator / denominator
 
 
 def _as_scores(scores: Numbers, what: str) -> NDArray[np.float64]:

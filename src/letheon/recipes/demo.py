@@ -15,7 +15,7 @@ from typing import Any
 from letheon.audits.audit import AuditResult, audit
 from letheon.recipes.tiny_models import TinyModels, tiny_models
 from letheon.runs.progress import Progress
-from letheon.tiny.world import WorldSize
+from letheon.tiny.world import WorldSize, chance, make_world
 from letheon.unlearning.forget import forget
 
 SHORT_WORLD = WorldSize(forget=12, retain=30, holdout=24, attributes=3, countries=10)
@@ -136,6 +136,15 @@ def run_rows(
         progress.say(f"[{number}/{len(rows)}] {row.title}")
         results.append(RowResult(row, run_row(row, models, out / row.name, seed=seed, progress=progress)))
     return results
+
+
+def guessing(*, short: bool = False, seed: int = 0) -> str:
+    """What models score that know nothing about a person, counted in the world of `run_rows`: a line for a reader."""
+    rates = chance(make_world(seed, SHORT_WORLD if short else WorldSize()))
+    return (
+        f"guessing: {rates['chance']:.2f} by chance; by the commonest answer {rates['majority_forget']:.2f} of the "
+        f"forgotten facts, {rates['majority_retain']:.2f} of the retained ones"
+    )
 
 
 def run_row(row: Row, models: TinyModels, out: Path, *, seed: int, progress: Progress) -> AuditResult:

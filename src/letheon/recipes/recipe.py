@@ -4,7 +4,7 @@
     steps:
       - forget: {model: m, forget_data: f.jsonl, retain_data: r.jsonl, method: {name: npo, beta: 0.1}}
       - quantize: {method: rtn}      # model: the folder that the step before made
-      - audit: {protocol: quick-1}   # model: what forgot; shipped: what was quantized; data: from the run's record
+      - audit: {protocol: quick-1}   # model: what forgot; shipped: what was quantized from it; data: the record's
 
 Paths are those of the command line: relative to the folder it is called in. A step that is done is skipped, one that
 was stopped is continued, so running the same recipe again is always safe. Everything that can be checked is checked
@@ -241,20 +241,25 @@ def run(
     check_inputs(chain)
     progress = progress or Progress()
     results: dict[str, Any] = {}
+    rounded: Path | None = None  # what was quantized
     for number, step in enumerate(chain.steps, start=1):
         progress.say(f"step {number} of {len(chain.steps)}: {step.verb}")
-        values = {**_from_before(step.verb, results), **step.settings, "out": chain.out}
-        results[step.verb] = verbs.function(step.verb)(values.pop("model"), progress=progress, **values)
+        values = {**_from_before(step, results, rounded=rounded), **step.settings, "out": chain.out}
+        model = values.pop("model")
+        results[step.verb] = verbs.function(step.verb)(model, progress=progress, **values)
+        rounded = Path(model) if step.verb == "quantize" else rounded
     return RunResult(chain.out, results)
 
 
-def _from_before(verb: str, results: Mapping[str, Any]) -> dict[str, Any]:
+def _from_before(step: Step, results: Mapping[str, Any], *, rounded: Path | None) -> dict[str, Any]:
     """The model that a step works on when it names none: the folder made last.
 
-    An audit is of the model that forgot, at full precision; what was quantized from it is the file that ships.
+    An audit is of the model that forgot, at full precision; what was quantized from it is the file that ships. So an
+    audit of another model than this one, or than the `rounded` one, gets no such file.
     """
     folders = {name: result.folder for name, result in results.items() if name != "audit"}
     full = [folder for name, folder in folders.items() if name != "quantize"]
-    if verb == "audit" and full and "quantize" in folders:
-        return {"model": full[-1], "shipped": folders["quantize"]}
+    if step.verb == "audit" and full and rounded is not None:
+        same = {Path(path).resolve() for path in (step.settings.get("model", full[-1]), full[-1], rounded)}
+        return {"model": full[-1], **({"shipped": folders["quantize"]} if len(same) == 1 else {})}
     return {"model": list(folders.values())[-1]} if folders else {}

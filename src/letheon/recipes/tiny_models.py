@@ -17,7 +17,7 @@ from typing import Any
 
 from letheon.audits.tables import cache_folder
 from letheon.models import quiet_transformers
-from letheon.runs.folder import sha256_file, sha256_folder
+from letheon.runs.folder import replacing_folder, sha256_file, sha256_folder
 from letheon.runs.ledger import load_record
 from letheon.runs.progress import Progress
 from letheon.tiny.model import save_untrained
@@ -60,14 +60,14 @@ def tiny_models(
     size = size or WorldSize()
     name = hashlib.sha256(json.dumps([seed, vars(size), RECIPE, steps], sort_keys=True).encode()).hexdigest()[:12]
     place = cache_folder() / "tiny" / name
-    files = {path.stem: path for path in (place / "world").glob("*.jsonl")}
-    if "keep" not in files:  # written last
-        files = {**write_world(place / "world", seed, size)}
-        files["keep"] = _keep(files)
-    base = place / "base"
-    if not (base / "config.json").is_file():
-        with quiet_transformers():
-            save_untrained(base, seed)
+    world, base = place / "world", place / "base"
+    if not (world / "keep.jsonl").is_file():
+        with replacing_folder(world) as folder:
+            _keep(write_world(folder, seed, size))
+    files = {path.stem: path for path in sorted(world.glob("*.jsonl"))}
+    if not (base / "model.safetensors").is_file():
+        with replacing_folder(base) as folder, quiet_transformers():
+            save_untrained(folder, seed)
     recipe = {**RECIPE, "seed": seed}
     if steps is not None:
         records = files["train"].read_bytes().count(b"\n")
@@ -89,10 +89,8 @@ def tiny_models(
     return TinyModels(files, target, reference)
 
 
-def _keep(files: Mapping[str, Path], *, share: float = 0.4) -> Path:
-    """keep.jsonl: the retain set, and the general training facts repeated until they are about `share` of it."""
+def _keep(files: Mapping[str, Path], *, share: float = 0.4) -> None:
+    """Write keep.jsonl: the retain set, and the general training facts repeated until they are about `share` of it."""
     retain, general = files["retain"].read_bytes(), files["general_train"].read_bytes()
     times = max(1, round(share * retain.count(b"\n") / general.count(b"\n")))
-    path = files["retain"].with_name("keep.jsonl")
-    path.write_bytes(retain + general * times)
-    return path
+    files["retain"].with_name("keep.jsonl").write_bytes(retain + general * times)

@@ -1,6 +1,6 @@
 """The verdict as a page says it: its word, one sentence with the counts it rests on, the reasons and the scope.
 
-Source: this project.  Checked against: one made-up run a word, and an audit without a protocol.
+Source: this project.  Checked against: one made-up run a word, and an audit without any of the four.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from letheon.errors import BadInput
 from letheon.reports.reading import AuditedRun
 from letheon.reports.wording import JUDGEMENTS, PLAIN, VERDICTS, Judged, counted, label_of_condition, listed, name_of
 
@@ -28,16 +29,18 @@ class VerdictShown:
 
 
 def verdict(run: AuditedRun) -> VerdictShown:
-    """Word, one sentence with its reach, the reasons as they were signed."""
+    """Word, one sentence with its reach, the reasons as they were signed.
+
+    Raises BadInput when the word is none of the four: the files were damaged.
+    """
     found, audit = run.verdict, run.audit
-    if not found:
-        sentence = (
-            "Conditions or probes were chosen by hand. Only a protocol, written down beforehand, gives a verdict."
+    word = str(found.get("word"))
+    if word not in VERDICTS:
+        raise BadInput(
+            f"the verdict of run {run.name} is {word!r}, none of {', '.join(VERDICTS)}. Run `letheon audit` again"
         )
-        return VerdictShown("NO VERDICT", PLAIN, sentence, [], "")
-    word = str(found["word"])
     reasons = [str(reason) for reason in found.get("reasons") or []]
-    return VerdictShown(word, VERDICTS.get(word, PLAIN), _sentence(word, audit), reasons, str(found.get("scope") or ""))
+    return VerdictShown(word, VERDICTS[word], _sentence(word, audit), reasons, str(found.get("scope") or ""))
 
 
 def _sentence(word: str, audit: Audit) -> str:
@@ -60,13 +63,11 @@ def _sentence(word: str, audit: Audit) -> str:
         return f"No trace found in {under}, but the model is damaged. Fallen by more than the margin: {what}."
     if word == "DELETED":
         return f"No evidence above the margin in any of {under}, and everything else kept within its margin."
-    if word == "INCONCLUSIVE":
-        why = [
-            *([f"{undecided} not decided either way"] if undecided else []),
-            *([f"{missing} not measured"] if missing else []),
-        ]
-        return f"No trace found, but not enough to say more: of {under}, {listed(why) or 'too few apply'}."
-    return f"Decided over {under}."
+    why = [
+        *([f"{undecided} not decided either way"] if undecided else []),
+        *([f"{missing} not measured"] if missing else []),
+    ]
+    return f"No trace found, but not enough to say more: of {under}, {listed(why) or 'too few apply'}."
 
 
 def required_cells(audit: Audit) -> list[Cell]:

@@ -150,6 +150,7 @@ def percent(share: float) -> str:
 
 NEARLY_BACK = 0.98
 """From this share of unchanged codes on, a grid is said to round the model (nearly) back."""
+_BACK = "with equal scales this grid rounds the model {} to the original"
 
 
 def codes_in_words(condition: Mapping[str, Any]) -> str:
@@ -166,11 +167,9 @@ def codes_in_words(condition: Mapping[str, Any]) -> str:
     if match >= 1 and shift == 0:
         return "No code differs from the original’s, and no weight has moved."
     if match >= 1:
-        return f"No code differs from the original’s{moved}: this grid rounds the model back to the original."
+        return f"No code differs from the original’s{moved}: {_BACK.format('back')}."
     changed = f"{percent(1 - match)} of the codes differ from the original’s{moved}"
-    return (
-        f"{changed}: this grid rounds the model nearly back to the original." if match > NEARLY_BACK else f"{changed}."
-    )
+    return f"{changed}: {_BACK.format('nearly back')}." if match > NEARLY_BACK else f"{changed}."
 
 
 def duration(seconds: float) -> str:

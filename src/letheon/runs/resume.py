@@ -24,22 +24,11 @@ _NAME = "checkpoint.json"
 
 
 class Checkpoints:
-    """The last checkpoint of one stage, in `folder`; one is due every `every_s` seconds."""
+    """The last checkpoint of one stage, in `folder`."""
 
-    def __init__(self, folder: Path, *, every_s: float = 60.0) -> None:
+    def __init__(self, folder: Path) -> None:
         """`folder` belongs to one stage and need not exist yet."""
         self.folder = folder
-        self.every_s = every_s
-        self._last: float | None = None
-
-    def due(self, now: float) -> bool:
-        """Whether `every_s` seconds have passed since the last yes. `now`: a monotonic clock, in seconds."""
-        if self._last is None:
-            self._last = now
-        if now - self._last < self.every_s:
-            return False
-        self._last = now
-        return True
 
     def save(self, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
         """Replace the last checkpoint.

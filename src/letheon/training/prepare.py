@@ -153,6 +153,7 @@ def save_stage(
             opened.model, folder, original=original, save_dtype=save_dtype, card=card, gate_units=gate_units
         )
         share = kept.share
+        stored_as = original.dtype if save_dtype == "original" else save_dtype
         if kept.moved == 0:
             raise CannotFinish(
                 f"{target}: no weight has moved, so there is nothing to save. Use a larger learning rate or more "
@@ -161,7 +162,7 @@ def save_stage(
         if share is not None and share < SURVIVAL_ERROR:
             raise CannotFinish(
                 f"{target}: of {kept.moved} changed weights only {share:.0%} still differ from the original once they "
-                f"are stored as {original.dtype if save_dtype == 'original' else save_dtype}; the file would hold "
+                f"are stored as {stored_as}; the file would hold "
                 "little of the change. Use larger steps, --save-dtype float32, or a scope that moves fewer "
                 "weights further"
             )
@@ -169,7 +170,7 @@ def save_stage(
             shutil.copyfile(metrics.path, folder / "metrics.jsonl")
     stage.note("survival", {"moved": kept.moved, "survived": kept.survived, "total": kept.total})
     if share is not None and share < SURVIVAL_WARNING:
-        text = f"only {share:.0%} of the changed weights survived being stored as {original.dtype}"
+        text = f"only {share:.0%} of the changed weights survived being stored as {stored_as}"
         stage.warn(text)
         progress.say(f"warning: {text}. Larger steps or --save-dtype float32 keep more")
     return kept

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from letheon.models import ModelFolder, save_model
 
@@ -21,8 +21,6 @@ class Dense:
 
     dtype: Literal["original", "float32", "bfloat16", "float16"] = "original"
     """Of what is stored; original: each weight as in the folder it came from."""
-
-    bits_stored: ClassVar[str] = "dense"
 
     def write(self, model: Any, target: Path, *, original: ModelFolder, card: str) -> None:
         """Write the model, whose weights have been rounded already, into an empty folder."""
