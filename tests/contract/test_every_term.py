@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from letheon.methods import build, card, load, names
-from letheon.training.gradients import Gradients
+from letheon.training.gradients import Gradients, global_norm
 from letheon.training.loop import Loop, OptimizerSettings, run_loop
 from letheon.training.losses import Body
 from letheon.training.rates.constant import Constant
@@ -121,11 +121,13 @@ def gradient_of(
     loss: TermLoss, size: int, *, pad: int = 0, retain: TermLoss | None = None, **methods: Any
 ) -> Gradients:
     model, _ = models()
+    smoother = methods.get("smoother", NoSmoothing())
     gradient = make_gradient(
         forget=loss,
         retain=retain,
         balance=methods.get("balance", Weighted()),
-        smoother=methods.get("smoother", NoSmoothing()),
+        smoother=smoother,
+        smoother_state=smoother.init(dict(model.named_parameters()), 0),
         parameters=list(model.parameters()),
         pad=pad,
     )
@@ -197,7 +199,10 @@ def test_a_step_through_it_is_the_same_in_micro_batches_and_leaves_the_weights(k
     whole = gradient_of(**terms, size=8, **method)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in whole.tensors)
     assert [tensor.shape for tensor in whole.tensors] == [parameter.shape for parameter in model.parameters()]
-    close(gradient_of(**terms, size=1, **method), whole)
+    parts = gradient_of(**terms, size=1, **method)
+    # As a whole: what is made of a small difference of two gradients is less exact entry by entry.
+    gap = global_norm([one - other for one, other in zip(parts.tensors, whole.tensors, strict=True)])
+    assert float(gap) < 2e-3 * float(global_norm(whole.tensors))
     again = gradient_of(**terms, size=8, **method)
     assert all(bits(a) == bits(b) for a, b in zip(again.tensors, whole.tensors, strict=True))
     assert {name: bits(parameter) for name, parameter in model.named_parameters()} == before

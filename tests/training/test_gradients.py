@@ -101,3 +101,26 @@ def test_clipping_scales_all_alike_and_only_above_the_limit() -> None:
     assert float(global_norm(made)) == pytest.approx(0.5, rel=1e-6)
     for one, other in zip(made, before, strict=True):
         torch.testing.assert_close(one, other * (0.5 / norm))
+
+
+def test_the_hessian_times_a_direction_is_the_change_of_the_slope_along_it() -> None:
+    model = gpt2_double()
+    gradient = mean_gradient(model)
+    parts = {"data": micro_batches(random_examples(5, vocabulary=23), 2)}
+    generator = torch.Generator().manual_seed(3)
+    direction = [torch.randn(weight.shape, generator=generator, dtype=torch.float64) for weight in model.parameters()]
+    found = gradient.times_hessian(model, parts, direction)
+
+    def slope_at(distance: float) -> list[Tensor]:
+        with torch.no_grad():
+            for weight, along in zip(model.parameters(), direction, strict=True):
+                weight.add_(along, alpha=distance)
+        tensors = gradient(model, parts).tensors
+        with torch.no_grad():
+            for weight, along in zip(model.parameters(), direction, strict=True):
+                weight.sub_(along, alpha=distance)
+        return tensors
+
+    for one, above, below in zip(found, slope_at(1e-5), slope_at(-1e-5), strict=True):
+        torch.testing.assert_close(one, (above - below) / 2e-5, rtol=1e-4, atol=1e-6)
+    assert float(global_norm(found)) > 0.01

@@ -304,6 +304,9 @@ def test_a_killed_run_continues_to_the_same_bits(world: World, straight: ForgetR
 STATEFUL: dict[str, dict[str, Any]] = {
     "sham": {"scope": "in_bin", "retain_term": "klr"},
     "gate": {"method": GATED},
+    "randomized": {"smooth": {"name": "randomized", "sigma": 0.01}},
+    "averaged": {"smooth": {"name": "weight_average", "start": 2, "every": 2}},
+    "sam": {"smooth": {"name": "sam", "rho": 0.05}, "method": GATED},
     "stored": {"master_dtype": "param", "weight_decay": 0.1, "rate": {"name": "cosine", "warmup": 0.3}},
     "cycle": {"pairing": "cycle", "balance": {"name": "weighted", "alpha": 2.0}, "text_repeats": 2},
 }

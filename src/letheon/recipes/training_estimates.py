@@ -145,17 +145,20 @@ def of_forget(request: forgetting.Request) -> Estimate:
             return TermLoss(methods[name], opened.body, reference, gate)
 
         moving: dict[str, nn.Parameter] = methods["scope"].select(opened.model)
+        smoother_state = methods["smooth"].init(moving, wanted.seed)
         gate = Gate(torch.zeros(len(forget_examples), device=opened.device)) if is_gated else None
         gradient = make_gradient(
             forget=bound("method", gate),
             retain=bound("retain_term") if name_of(methods["retain_term"]) != "none" else None,
             balance=methods["balance"],
             smoother=methods["smooth"],
+            smoother_state=smoother_state,
             parameters=list(moving.values()),
             pad=encoder.pad,
             autocast=opened.autocast,
         )
-        return Prepared(gradient, moving, methods["scope"], methods["scope"].init(opened.model, moving))
+        state = {**methods["scope"].init(opened.model, moving), **smoother_state}
+        return Prepared(gradient, moving, methods["scope"], state)
 
     plan = Plan(
         folder=request.folder,

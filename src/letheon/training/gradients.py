@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from letheon.data.batches import Batch
 
@@ -36,6 +37,13 @@ class Gradient(Protocol):
     """(model, logical batch) -> Gradients."""
 
     def __call__(self, model: Any, parts: Parts) -> Gradients: ...
+
+
+@runtime_checkable
+class CurvedGradient(Gradient, Protocol):
+    """A gradient that can also multiply a direction with its loss's Hessian."""
+
+    def times_hessian(self, model: Any, parts: Parts, direction: Sequence[Tensor]) -> list[Tensor]: ...
 
 
 @runtime_checkable
@@ -70,6 +78,28 @@ class MeanGradient:
             mean_share.backward()  # type: ignore[no-untyped-call]
             value += float(mean_share.detach())
         return Gradients(take(self.parameters), {self.figure or f"{self.part}_loss": value})
+
+    def times_hessian(self, model: Any, parts: Parts, direction: Sequence[Tensor]) -> list[Tensor]:
+        """The mean loss's Hessian times a direction: backward through the backward pass, once a micro-batch.
+
+        Fused attention has no second derivative, so PyTorch's own arithmetic is used for it here.
+        """
+        batches = parts[self.part]
+        total = sum(self.loss.count(batch) for batch in batches)
+        for batch in batches:
+            with self.autocast(), sdpa_kernel(SDPBackend.MATH):
+                loss_sum, _ = self.loss(model, batch)
+                found: Sequence[Tensor | None] = torch.autograd.grad(
+                    loss_sum / total, self.parameters, create_graph=True, allow_unused=True
+                )
+                terms = [
+                    (one * along).sum()
+                    for one, along in zip(found, direction, strict=True)
+                    if one is not None and one.requires_grad
+                ]
+                if terms:  # a loss that is linear in the weights has no curvature
+                    torch.stack(terms).sum().backward()  # type: ignore[no-untyped-call]
+        return take(self.parameters)
 
 
 def take(parameters: Sequence[Tensor]) -> list[Tensor]:

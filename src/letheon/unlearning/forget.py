@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from letheon.data.batches import EpochOrder, RandomOrder, collate
 from letheon.data.encode import Encoder, Example, cut_sentence
@@ -333,13 +333,20 @@ def _run(request: Request, stage: Stage, progress: Progress) -> None:
     forget_records = [request.forget.records[item] for item in items]
     forget_examples = [request.examples["forget"][item] for item in items]
     retain_examples = list(request.examples["retain"]) if request.retain else []
-    scope = request.methods["scope"]
+    scope, smoother = request.methods["scope"], request.methods["smooth"]
     moving: dict[str, nn.Parameter] = scope.select(opened.model)
     scope_state = scope.init(opened.model, moving)
+    smoother_state: dict[str, Tensor] = smoother.init(moving, wanted.seed)
     gate = _gate(request, opened, forget_records)
-    gradient = _gradient(request, opened, forget_examples, retain_examples, moving, gate, stage)
+    gradient = _gradient(request, opened, forget_examples, retain_examples, moving, smoother_state, gate, stage)
     order = EpochOrder(tuple(len(example.ids) for example in forget_examples), wanted.batch_size, wanted.seed)
-    steps = wanted.steps or max(1, round(wanted.epochs * order.batches_per_epoch))
+    steps = _step_limit(wanted, order)
+
+    def after_step(parameters: dict[str, nn.Parameter]) -> None:
+        scope.after_step(parameters, scope_state)
+        if hasattr(smoother, "after_step"):
+            smoother.after_step(parameters, smoother_state)
+
     metrics = MetricsFile(stage.work / "metrics.jsonl")
     progress.say(
         f"forget: {len(request.forget.records)} records, at most {steps} steps"
@@ -355,8 +362,8 @@ def _run(request: Request, stage: Stage, progress: Progress) -> None:
             steps=steps,
             optimizer=wanted.optimizer,
             rate=request.methods["rate"],
-            after_step=lambda parameters: scope.after_step(parameters, scope_state),
-            memory=scope_state,
+            after_step=after_step,
+            memory={**scope_state, **{f"smooth/{name}": tensor for name, tensor in smoother_state.items()}},
             look=_look(request, opened),
             checkpoints=StageCheckpoints(stage, metrics),
             checkpoint_every_s=wanted.checkpoint_every_s,
@@ -365,6 +372,8 @@ def _run(request: Request, stage: Stage, progress: Progress) -> None:
             storage=storage_dtypes(request.folder, moving),
         )
     )
+    if hasattr(smoother, "finish"):
+        smoother.finish(moving, smoother_state)
     stage.note("steps", result.steps)
     stage.note("stopped", result.reason)
     gate_units = [hashed_unit(unit) for unit in request.gate_units]
@@ -380,6 +389,10 @@ def _run(request: Request, stage: Stage, progress: Progress) -> None:
         gate_units=gate_units,
         progress=progress,
     )
+
+
+def _step_limit(wanted: ForgetSettings, order: EpochOrder) -> int:
+    return wanted.steps or max(1, round(wanted.epochs * order.batches_per_epoch))
 
 
 def _gate(request: Request, opened: Opened, forget_records: Sequence[Record]) -> Gate | None:
@@ -403,6 +416,7 @@ def _gradient(
     forget_examples: Sequence[Example],
     retain_examples: Sequence[Example],
     moving: dict[str, nn.Parameter],
+    smoother_state: dict[str, Tensor],
     gate: Gate | None,
     stage: Stage,
 ) -> Gradient:
@@ -421,6 +435,7 @@ def _gradient(
         retain=retain_term,
         balance=methods["balance"],
         smoother=methods["smooth"],
+        smoother_state=smoother_state,
         parameters=list(moving.values()),
         pad=opened.encoder.pad,
         autocast=opened.autocast,

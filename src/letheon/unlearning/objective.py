@@ -123,20 +123,22 @@ def make_gradient(
     smoother: Any,
     parameters: Sequence[Tensor],
     pad: int,
+    smoother_state: dict[str, Tensor] | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     is_joint: bool = True,
 ) -> Gradient:
-    """The gradient of a step. `is_joint=False` keeps the two apart even where one pass would do (for tests)."""
-    if retain is None:
-        weight = balance.weights[0] if balance.is_linear else 1.0
-        return smoother.wrap(_Scaled(MeanGradient(forget, "forget", parameters, autocast), weight))  # type: ignore[no-any-return]
-    if is_joint and balance.is_linear and smoother.is_identity:
+    """The gradient of a step: the smoother is wrapped around the forget term alone.
+
+    `is_joint=False` keeps the two terms apart even where one pass would do (for tests).
+    """
+    if retain is not None and is_joint and balance.is_linear and smoother.is_identity:
         return JointGradient(forget, retain, balance.weights, parameters, pad, autocast)
-    return BalancedGradient(
-        smoother.wrap(MeanGradient(forget, "forget", parameters, autocast)),
-        MeanGradient(retain, "retain", parameters, autocast),
-        balance,
+    smoothed: Gradient = smoother.wrap(
+        MeanGradient(forget, "forget", parameters, autocast), parameters, smoother_state or {}
     )
+    if retain is None:
+        return _Scaled(smoothed, balance.weights[0] if balance.is_linear else 1.0)
+    return BalancedGradient(smoothed, MeanGradient(retain, "retain", parameters, autocast), balance)
 
 
 @dataclass(frozen=True)

@@ -12,5 +12,5 @@ def test_the_gradient_is_handed_on() -> None:
     def gradient(model: Any, parts: Any) -> Gradients:
         return Gradients([], {})
 
-    assert NoSmoothing().wrap(gradient) is gradient
+    assert NoSmoothing().wrap(gradient, [], {}) is gradient
     assert NoSmoothing.is_identity

@@ -7,8 +7,11 @@ Source: the published baselines.  Checked against: the gradient of the loss itse
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
+
+from torch import Tensor
 
 from letheon.training.gradients import Gradient
 
@@ -20,6 +23,10 @@ class NoSmoothing:
     is_identity: ClassVar[bool] = True
     """The loss's own gradient is used, so that it may be computed together with another's."""
 
-    def wrap(self, gradient: Gradient) -> Gradient:
+    def init(self, parameters: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+        """No memory."""
+        return {}
+
+    def wrap(self, gradient: Gradient, parameters: Sequence[Tensor], state: dict[str, Tensor]) -> Gradient:
         """The gradient as it is."""
         return gradient
