@@ -137,7 +137,7 @@ def test_the_same_vocabulary_in_another_file_is_the_same(mini: Mini, tmp_path: P
     text = (other / "tokenizer.json").read_text()
     (other / "tokenizer.json").write_text(json.dumps(json.loads(text)))
     assert sha256_file(other / "tokenizer.json") != sha256_file(mini.target / "tokenizer.json")
-    module._prepare(request(mini, reference=other))
+    module.prepare(request(mini, reference=other))
 
 
 # --- what the record of the forget run says
@@ -154,7 +154,7 @@ def test_the_forget_run_fills_in_what_is_not_given(forgotten: Path, mini: Mini) 
     assert {hashed_unit(unit) for unit in found.gate_units} == set(entry.notes["gate_units"])
     assert len(found.gate_units) == 5
     assert found.warnings == ("5 holdout units were used by the gate; the audit asks about the other 5",)
-    _, plan = module._prepare(found)
+    _, plan = module.prepare(found)
     for name in ("holdout_questions", "holdout_held_out", "holdout_texts"):
         assert len(plan.sets[name]) and not found.gate_units & set(plan.sets[name].units)
 

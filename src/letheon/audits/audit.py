@@ -135,7 +135,7 @@ def audit(model: Path | str, *, progress: Progress | None = None, **settings: An
     }
     run = RunFolder.open(request.run, environment=environment(request.device), allow_changed_machine=True)
     # What cannot be asked is refused before the stage begins: a stage that has begun takes no other settings.
-    prepared = None if _is_done(run) else _prepare(request)
+    prepared = None if _is_done(run) else prepare(request)
     warnings = [*request.warnings, *(prepared[1].warnings if prepared else [])]
     for warning in warnings:
         progress.say(f"warning: {warning}")
@@ -144,7 +144,7 @@ def audit(model: Path | str, *, progress: Progress | None = None, **settings: An
             make_key(progress)
             for warning in warnings:
                 stage.warn(warning)
-            encoder, plan = prepared or _prepare(request)
+            encoder, plan = prepared or prepare(request)
             found, items = _measure(request, encoder, plan, kept, progress)
             write_text(run.path / "audit.json", _json(found))
             lines = (json.dumps(item, ensure_ascii=False) + "\n" for item in items)
@@ -268,7 +268,7 @@ def _is_done(run: RunFolder) -> bool:
     return any(entry.verb == "audit" and entry.status == "done" for entry in run.record().stages)
 
 
-def _prepare(request: Request) -> tuple[Encoder, Plan]:
+def prepare(request: Request) -> tuple[Encoder, Plan]:
     """Everything that may be asked, as tokens. Raises BadInput: what cannot be encoded, or not for all models alike."""
     wanted, folders = request.wanted, request.folders
     encoder = Encoder(load_tokenizer(wanted.model), max_length=folders["model"].window, template=wanted.template)

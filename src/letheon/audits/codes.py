@@ -1,6 +1,6 @@
 """How far the unlearning moved the weights, measured in steps of each low-bit grid: why rounding may undo it.
 
-    code_match       share of weights whose code is the original's: rounded, they are the original again
+    code_match       share of weights whose code is the original's: with equal scales, rounded, they are the original's
     shift_in_steps   mean |w - w_original| / step of the original's grid
 
 Source: Zhang et al. 2024, arXiv:2410.16454.  Checked against: a model and itself, each layer by hand.

@@ -5,7 +5,7 @@ Source: this project.  Checked against: each layer by hand; a folder that transf
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,31 @@ def quantize(model: Path | str, *, progress: Progress | None = None, **settings:
     Raises:
         BadInput: with all faults of all inputs, before anything is loaded; an architecture that is not known.
     """
-    wanted = fill(QuantizeSettings, {"model": model, **settings}, where="quantize")
     progress = progress or Progress()
+    request = check_request({"model": model, **settings})
+    kept = {"method": describe(request.quantizer), "format": describe(request.writer)}
+    run = RunFolder.open(request.out, environment=environment(request.device))
+    with run.stage("quantize", kept, {"model": request.folder.path}, "quantize") as stage:
+        assert stage.folder is not None
+        if not stage.is_done:
+            _run(request, stage, progress)
+        return QuantizeResult(stage.folder, dict(stage.entry.notes["layers"]))
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for, checked; nothing is loaded yet."""
+
+    folder: ModelFolder
+    quantizer: Any
+    writer: Any
+    device: str
+    out: Path
+
+
+def check_request(values: Mapping[str, Any]) -> Request:
+    """Fill in the settings, build the methods, look at the folder. Raises BadInput with all faults."""
+    wanted = fill(QuantizeSettings, values, where="quantize")
     folder, quantizer, writer, device = collect(
         lambda: _quantizable(wanted.model),
         lambda: build("quantizer", wanted.method, where="method"),
@@ -77,14 +100,7 @@ def quantize(model: Path | str, *, progress: Progress | None = None, **settings:
     )
     _check_groups(folder, quantizer)
     made = made_by(wanted.model)
-    out = wanted.out or (made[0].path if made else Path("runs/quantize"))
-    kept = {"method": describe(quantizer), "format": describe(writer)}
-    run = RunFolder.open(out, environment=environment(device))
-    with run.stage("quantize", kept, {"model": wanted.model}, "quantize") as stage:
-        assert stage.folder is not None
-        if not stage.is_done:
-            _run(folder, quantizer, writer, device, stage, progress)
-        return QuantizeResult(stage.folder, dict(stage.entry.notes["layers"]))
+    return Request(folder, quantizer, writer, device, wanted.out or (made[0].path if made else Path("runs/quantize")))
 
 
 def _quantizable(path: Path) -> ModelFolder:
@@ -116,8 +132,9 @@ def _check_groups(folder: ModelFolder, quantizer: Any) -> None:
         raise BadInput(problems)
 
 
-def _run(folder: ModelFolder, quantizer: Any, writer: Any, device: str, stage: Stage, progress: Progress) -> None:
-    model = load_model(folder.path, device=device)
+def _run(request: Request, stage: Stage, progress: Progress) -> None:
+    quantizer, writer = request.quantizer, request.writer
+    model = load_model(request.folder.path, device=request.device)
     linears = decoder_linears(model)
     progress.say(f"quantize: {len(linears)} layers, {name_of(quantizer)}")
     progress.start()
@@ -136,7 +153,7 @@ def _run(folder: ModelFolder, quantizer: Any, writer: Any, device: str, stage: S
     how = f"{describe(quantizer)}, written as {name_of(writer)}"
     card = f"---\nlibrary_name: transformers\n---\nQuantized with letheon: {how}.\n"
     with replacing_folder(target) as temporary:
-        writer.write(model, temporary, original=folder, card=card)
+        writer.write(model, temporary, original=request.folder, card=card)
 
 
 @torch.no_grad()

@@ -126,7 +126,7 @@ def _train(settings: dict[str, Any]) -> _Checked:
     from letheon.training import train
 
     wanted = fill(train.TrainSettings, settings, where="train")
-    folder, records, examples, rate, device = train._check(wanted)
+    folder, records, examples, rate, device = train.check_inputs(wanted)
     _check_out(wanted.out)
     warnings = tuple(text for text in (cut_sentence(examples, "data"),) if text)
     return _Checked(device, warnings, lambda: of_train(wanted, folder, records, examples, rate, device))
@@ -142,25 +142,16 @@ def _forget(settings: dict[str, Any]) -> _Checked:
 
 
 def _quantize(settings: dict[str, Any]) -> _Checked:
-    from letheon.methods import build
-    from letheon.models import pick_device
-    from letheon.quantization import pipeline
+    from letheon.quantization.pipeline import check_request
     from letheon.recipes.estimates import of_quantize
-    from letheon.runs.record import made_by
-    from letheon.settings import fill
-    from letheon.training.prepare import collect
 
-    wanted = fill(pipeline.QuantizeSettings, settings, where="quantize")
-    folder, quantizer, writer, device = collect(
-        lambda: pipeline._quantizable(wanted.model),
-        lambda: build("quantizer", wanted.method, where="method"),
-        lambda: build("format", wanted.format, where="format"),
-        lambda: pick_device(wanted.device),
+    request = check_request(settings)
+    _check_out(request.out)
+    return _Checked(
+        request.device,
+        (),
+        lambda: of_quantize(request.folder, request.quantizer, request.writer, request.device),
     )
-    pipeline._check_groups(folder, quantizer)
-    made = made_by(wanted.model)
-    _check_out(wanted.out or (made[0].path if made else Path("runs/quantize")))
-    return _Checked(device, (), lambda: of_quantize(folder, quantizer, writer, device))
 
 
 def _audit(settings: dict[str, Any]) -> _Checked:
@@ -169,7 +160,7 @@ def _audit(settings: dict[str, Any]) -> _Checked:
 
     request = audit.check_request(settings)
     _check_out(request.run)
-    encoder, plan = audit._prepare(request)
+    encoder, plan = audit.prepare(request)
     warnings = (*request.warnings, *plan.warnings)
     return _Checked(request.device, warnings, lambda: of_audit(request, encoder, plan))
 

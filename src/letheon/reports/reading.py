@@ -33,7 +33,7 @@ class AuditedRun:
 
     @property
     def verdict(self) -> dict[str, Any]:
-        """word, reasons, scope; empty for an audit without a protocol."""
+        """word, reasons, scope."""
         found = self.signed if self.signed.get("word") else self.audit.get("verdict")
         return dict(found) if found and found.get("word") else {}
 

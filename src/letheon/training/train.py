@@ -133,7 +133,7 @@ def train(model: Path | str, *, progress: Progress | None = None, **settings: An
     """
     wanted = fill(TrainSettings, {"model": model, **settings}, where="train")
     progress = progress or Progress()
-    folder, records, examples, rate, device = _check(wanted)
+    folder, records, examples, rate, device = check_inputs(wanted)
     inputs = {"model": wanted.model, "data": wanted.data, "without": wanted.without}
     kept = {
         name: value
@@ -150,7 +150,7 @@ def train(model: Path | str, *, progress: Progress | None = None, **settings: An
         return TrainResult(stage.folder, int(stage.entry.notes["steps"]), dict(stage.entry.notes))
 
 
-def _check(wanted: TrainSettings) -> tuple[ModelFolder, list[Record], list[Example], Any, str]:
+def check_inputs(wanted: TrainSettings) -> tuple[ModelFolder, list[Record], list[Example], Any, str]:
     """Everything that is needed, nothing loaded yet. Raises BadInput with all faults."""
     without = wanted.without
     folder, data, left_out, rate, device = collect(
