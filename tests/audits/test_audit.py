@@ -21,7 +21,7 @@ from letheon.runs.folder import sha256_file, sha256_folder
 from letheon.runs.ledger import load_record
 from letheon.runs.progress import Progress
 from letheon.runs.record import RunFolder
-from tests.audits.conftest import QUICKLY
+from tests.audits.conftest import QUICKLY, QUIET
 from tests.audits.mini import Mini, twin
 from tests.toys import chat_tokenizer, write_lines
 
@@ -458,3 +458,27 @@ def test_a_forgotten_model_is_judged_with_the_folder_that_ships(copied: Path, mi
     figures = found.audit["conditions"]
     assert figures["int4_row"]["code_match"] > figures["int8"]["code_match"] > 0, "the finer grid shows more of it"
     assert figures["as_is"]["code_match"] is None and 0 < figures["int4_row"]["shift_in_steps"] < 1
+
+
+def test_one_wrong_setting_hides_no_other_fault(mini: Mini, tmp_path: Path) -> None:
+    given = {**mini.inputs, "forget_data": tmp_path / "no.jsonl", "original": tmp_path / "no"}
+    with pytest.raises(BadInput) as caught:
+        audit(mini.target, **given, seed="x", resamples="many", protocol="quick-9", also="relern", progress=QUIET)
+    said = "\n".join(caught.value.problems)
+    for part in (
+        "audit.seed: 'x'",
+        "audit.resamples: 'many'",
+        "'quick-9'",
+        "'relern'",
+        "no.jsonl: no such file",
+        "no: no such",
+    ):
+        assert part in said, said
+
+
+def test_a_field_that_is_nearly_known_is_told(mini: Mini, tmp_path: Path) -> None:
+    text = mini.files["forget"].read_text(encoding="utf-8").replace('"unit"', '"unti"')
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text(text, encoding="utf-8")
+    request = check_request({"model": mini.target, "reference": mini.reference, **mini.inputs, "forget_data": odd})
+    assert any("unti" in warning and "unit" in warning for warning in request.warnings)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from letheon.errors import CannotFinish
-from letheon.unlearning.geometry import FLOOR, check_separable, describe_step, dot, measure, weighted_sum
+from letheon.unlearning.geometry import FLOOR, check_separable, describe_step, describe_sum, dot, measure, weighted_sum
 from tests.unlearning.balances.pairs import long, random_pair, split
 
 
@@ -74,3 +74,15 @@ def test_opposites_are_refused_and_everything_else_is_not() -> None:
         check_separable({"gradient_cosine": -1.0})
     for figures in ({"gradient_cosine": -0.999}, {"gradient_cosine": 1.0}, {"forget_dropped": 1.0}):
         check_separable(figures)
+
+
+def test_a_weighted_sum_is_described_without_looking_at_it() -> None:
+    generator = torch.Generator().manual_seed(3)
+    forget, retain = ([torch.randn(shape, generator=generator) for shape in ((4, 3), (5,))] for _ in range(2))
+    weights = (torch.tensor(0.7), torch.tensor(-1.3))
+    step = weighted_sum(forget, weights[0], retain, weights[1])
+    assert describe_sum(measure(forget, retain), weights) == pytest.approx(
+        describe_step(forget, retain, step), rel=1e-5
+    )
+    broken = [tensor * float("inf") for tensor in forget]
+    assert set(describe_sum(measure(broken, retain), weights)) == {"forget_gradient_norm", "retain_gradient_norm"}

@@ -44,7 +44,7 @@ from letheon.runs.folder import sha256_file, sha256_folder, write_text
 from letheon.runs.progress import Progress
 from letheon.runs.record import RunFolder
 from letheon.runs.signing import item_key, keyed_hash
-from letheon.settings import fill
+from letheon.settings import draft
 from letheon.training.losses import Body
 from letheon.training.prepare import collect, environment
 
@@ -173,25 +173,29 @@ def audit(model: Path | str, *, progress: Progress | None = None, **settings: An
 
 def check_request(values: Mapping[str, Any]) -> Request:
     """Settings with what the forget run knows, every folder and file checked. Raises BadInput with all faults."""
-    asked = fill(AuditSettings, values, where="audit")
-    known = known_of(asked.model)
+    drafted = draft(AuditSettings, values, where="audit")
+    asked = drafted.made
+    known = Known() if "model" in drafted.faulty else known_of(asked.model)
     wanted = _with_known(asked, known)
     paths = {name: getattr(wanted, name) for name in MODELS if getattr(wanted, name) is not None}
     files = {role: getattr(wanted, f"{role}_data") for role in ROLES if getattr(wanted, f"{role}_data") is not None}
-    columns = wanted.columns
 
     def inspected(name: str) -> ModelFolder:
         return inspect_model(paths[name], role="MODEL" if name == "model" else name)
 
-    *found, protocol, also, device, _, _, _ = collect(
+    def read(role: str) -> DataFile | None:
+        return None if "columns" in drafted.faulty else read_records(files[role], role=role, columns=wanted.columns)
+
+    *found, protocol, also, device, _, _, _, _ = collect(
         *(partial(inspected, name) for name in paths),
-        *(partial(read_records, path, role=role, columns=columns) for role, path in files.items()),
+        *(partial(read, role) for role in files),
         lambda: read_protocol(wanted.protocol),
         lambda: _also(wanted),
         lambda: pick_device(wanted.device),
         lambda: _check_numbers(wanted),
-        lambda: _check_given(wanted),
+        lambda: None if "model" in drafted.faulty else _check_given(wanted),
         lambda: _check_unchanged(asked, known),
+        drafted.checked,
     )
     folders: dict[str, ModelFolder] = dict(zip(paths, found[: len(paths)], strict=True))
     data: dict[str, DataFile] = dict(zip(files, found[len(paths) :], strict=True))
@@ -199,6 +203,7 @@ def check_request(values: Mapping[str, Any]) -> Request:
     others = known.caveats({name: getattr(asked, name) for name in INPUTS})
     used, of_gate = _gate_units(wanted, known, data)
     warnings = [
+        *(hint for file in data.values() for hint in file.hints),
         *of_models.warnings,
         *of_data.warnings,
         *of_gate,

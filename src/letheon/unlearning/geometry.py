@@ -76,7 +76,24 @@ def describe_step(forget: Sequence[Tensor], retain: Sequence[Tensor], step: Sequ
     """
     pair = measure(forget, retain)
     numbers = (pair.forget_norm, pair.retain_norm, pair.product, dot(forget, step), dot(retain, step))
-    forget_norm, retain_norm, product, forget_slope, retain_slope = torch.stack(numbers).tolist()
+    return _figures(*torch.stack(numbers).tolist())
+
+
+def describe_sum(pair: Pair, weights: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """The same of a step that is a weighted sum of the two: from five numbers, without another look at the tensors.
+
+    <g_f, a g_f + b g_r> = a ||g_f||^2 + b <g_f, g_r>, and the other way round.
+    """
+    numbers = (pair.forget_norm, pair.retain_norm, pair.product, *weights)
+    forget_norm, retain_norm, product, forget_weight, retain_weight = torch.stack(numbers).tolist()
+    forget_slope = forget_weight * forget_norm**2 + retain_weight * product
+    retain_slope = forget_weight * product + retain_weight * retain_norm**2
+    return _figures(forget_norm, retain_norm, product, forget_slope, retain_slope)
+
+
+def _figures(
+    forget_norm: float, retain_norm: float, product: float, forget_slope: float, retain_slope: float
+) -> dict[str, float]:
     norms = {"forget_gradient_norm": forget_norm, "retain_gradient_norm": retain_norm}
     if not math.isfinite(forget_norm) or not math.isfinite(retain_norm):
         return norms

@@ -24,7 +24,7 @@ from letheon.training.active import Active
 from letheon.training.gradients import CurvedGradient, Gradient, Gradients, MeanGradient, Parts, take
 from letheon.training.losses import Body, Outputs
 from letheon.unlearning.gate import Gate
-from letheon.unlearning.geometry import check_separable, describe_step
+from letheon.unlearning.geometry import check_separable, describe_step, describe_sum, measure, weighted_sum
 from letheon.unlearning.passes import OtherAnswers, Wanted, one_pass
 
 Provider = Callable[[Batch], Tensor]
@@ -140,8 +140,7 @@ class BalancedGradient:
         """
         forget = self.forget(model, parts)
         retain = self.retain(model, parts)
-        step = self.balance.combine(forget.tensors, retain.tensors)
-        found = describe_step(forget.tensors, retain.tensors, step)
+        step, found = self._combined(forget.tensors, retain.tensors)
         figures = {**forget.figures, **retain.figures, **found}
         for side, tensors in (("forget", forget.tensors), ("retain", retain.tensors)):
             if not math.isfinite(found[f"{side}_gradient_norm"]):
@@ -149,6 +148,15 @@ class BalancedGradient:
         if not self.balance.is_linear:
             check_separable(figures)
         return Gradients(step, figures)
+
+    def _combined(self, forget: list[Tensor], retain: list[Tensor]) -> tuple[list[Tensor], dict[str, float]]:
+        """The step and its figures. A balance that says its two weights is measured once, for itself and the log."""
+        if not hasattr(self.balance, "coefficients"):
+            step = self.balance.combine(forget, retain)
+            return step, describe_step(forget, retain, step)
+        pair = measure(forget, retain)
+        weights = self.balance.coefficients(pair)
+        return weighted_sum(forget, weights[0], retain, weights[1]), describe_sum(pair, weights)
 
 
 def make_gradient(
