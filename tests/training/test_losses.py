@@ -34,14 +34,16 @@ def own_logits(model: Any, batch: Batch) -> torch.Tensor:
     return torch.stack([rows[row][column] for row, column in places])
 
 
+@pytest.mark.parametrize("is_masked", [True, False])
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
-def test_body_and_head_are_the_model_at_every_label(name: str) -> None:
+def test_body_and_head_are_the_model_at_every_label(name: str, is_masked: bool) -> None:
     model = make_model(name)
     body = Body(model)
     assert body.is_cut
     batch = batch_of(EXAMPLES)
     with torch.no_grad():
-        torch.testing.assert_close(body.logits(batch), own_logits(model, batch), rtol=1e-4, atol=1e-5)
+        found = body.logits(batch, is_masked=is_masked)
+        torch.testing.assert_close(found, own_logits(model, batch), rtol=1e-4, atol=1e-5)
 
 
 def test_a_soft_cap_is_applied() -> None:

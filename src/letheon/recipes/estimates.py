@@ -88,7 +88,9 @@ def ask(opened: Opened, rehearsal: Rehearsal, asked: Sequence[Questions]) -> Wor
 
 def _score(body: Body, batch: Batch) -> None:
     """As `score_examples` does: without the last token, and with logits of so many labels at once."""
-    hidden = body.hidden(replace(batch, ids=batch.ids[:, :-1], attention_mask=batch.attention_mask[:, :-1]))
+    hidden = body.hidden(
+        replace(batch, ids=batch.ids[:, :-1], attention_mask=batch.attention_mask[:, :-1]), is_masked=False
+    )
     at_once = max(1, LOGITS_AT_ONCE // body.head.weight.shape[0])
     for states, labels in zip(torch.split(hidden, at_once), torch.split(batch.label_ids, at_once), strict=True):
         logits = body.apply_head(states)

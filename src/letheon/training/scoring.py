@@ -66,13 +66,13 @@ def _without_last(batch: Batch) -> Batch:
 def _score_labels(body: Body, batch: Batch) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """(labels,) log-probability of each labelled token, and whether it is the arg-max."""
     if body.is_cut:
-        hidden = body.hidden(batch)
+        hidden = body.hidden(batch, is_masked=False)
         # Logits of a large vocabulary are made for a few labels at a time.
         at_once = max(1, LOGITS_AT_ONCE // body.head.weight.shape[0])
         pieces = [slice(start, start + at_once) for start in range(0, len(hidden), at_once)]
         scored = [_score_logits(body.apply_head(hidden[piece]), batch.label_ids[piece]) for piece in pieces]
     else:
-        scored = [_score_logits(body.logits(batch), batch.label_ids)]
+        scored = [_score_logits(body.logits(batch, is_masked=False), batch.label_ids)]
     log_probs, is_right = zip(*scored, strict=True)
     return np.concatenate(log_probs), np.concatenate(is_right)
 

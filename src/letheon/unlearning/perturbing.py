@@ -36,11 +36,15 @@ def moved(parameters: Sequence[Tensor], direction: Sequence[Tensor], scale: floa
     """
     saved = [parameter.detach().clone() for parameter in parameters]
     try:
+        is_exact = all(parameter.dtype in (torch.float32, torch.float64) for parameter in parameters)
         with torch.no_grad():
-            for parameter, along in zip(parameters, direction, strict=True):
-                parameter.add_((along * scale).to(parameter.dtype))
+            if is_exact:
+                torch._foreach_add_(list(parameters), list(direction), alpha=scale)
+            else:  # added in float32, and rounded once
+                for parameter, along in zip(parameters, direction, strict=True):
+                    parameter.copy_(parameter.float() + along * scale)
         cosine = 1.0
-        if any(parameter.dtype != torch.float32 and parameter.dtype != torch.float64 for parameter in parameters):
+        if not is_exact:
             cosine = _cosine(parameters, saved, direction) * (1 if scale > 0 else -1)
         if cosine < LEAST_COSINE:
             raise CannotFinish(
@@ -50,8 +54,7 @@ def moved(parameters: Sequence[Tensor], direction: Sequence[Tensor], scale: floa
         yield cosine
     finally:
         with torch.no_grad():
-            for parameter, old in zip(parameters, saved, strict=True):
-                parameter.copy_(old)
+            torch._foreach_copy_(list(parameters), saved)
 
 
 def _cosine(parameters: Sequence[Tensor], saved: Sequence[Tensor], direction: Sequence[Tensor]) -> float:

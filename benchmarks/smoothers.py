@@ -1,0 +1,209 @@
+"""Does smoothing keep forgotten facts away from an attacker who relearns? NPO and gradient difference, five smoothers.
+
+Every arm forgets the same people of the same model until at most 0.05 of the facts are left and 0.95 of the retained
+ones are (looks every 10 steps), so all are compared at equal forgetting; an arm that does not get there is reported as
+unmatched and compared with nothing. Weight averaging goes on for a quarter of the plain arm's steps and returns their
+mean. "npo longer" is the distance control: plain NPO for as many steps as NPO + SAM took. Then an attacker trains on
+half of the forgotten people and the other half is asked, in all six wordings, both ways round; the retrained model
+under the same attack is the floor. Settings were tuned on seed 100 (other people), and are in ARMS.
+
+    OMP_NUM_THREADS=1 python benchmarks/smoothers.py --tune
+    OMP_NUM_THREADS=1 python benchmarks/smoothers.py
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from exam import ATTACK, FACT_STEPS, FACTS, exam, interval, one_thread, recovery, rounded, unlearned
+from measuring import write
+
+from letheon.recipes.tiny_models import TinyModels, tiny_models
+
+NPO = {"name": "npo", "beta": 1.0, "reduction": "mean"}
+GRADDIFF = {"name": "gradient_ascent"}
+RATE = 1.5e-4
+"""The small rate at which an attack brings much back."""
+LIMIT = 400
+MATCHED = 0.05
+USEFUL = 0.95
+COMMON: dict[str, Any] = {
+    "retain_term": "gdr",
+    "batch_size": 32,
+    "clip": 1.0,
+    "rate": "constant",
+    "learning_rate": RATE,
+    "steps": LIMIT,
+    "stop": {"every": 10, "items": 150, "forget_accuracy": 0.05, "utility": USEFUL},
+}
+TERMS: dict[str, dict[str, Any]] = {
+    "npo": {"method": NPO},
+    "graddiff": {"method": GRADDIFF, "balance": {"name": "weighted", "alpha": 3.0}},
+}
+SMOOTHERS: dict[str, dict[str, dict[str, Any]]] = {
+    "npo": {
+        "sam": {"rho": 0.1},
+        "randomized": {"sigma": 0.003},
+        "gradient_penalty": {"mu": 0.1},
+        "curvature": {"mu": 0.1, "h": 0.1},
+        "weight_average": {},
+    },
+    "graddiff": {
+        "sam": {"rho": 0.1},
+        "randomized": {"sigma": 0.003},
+        "gradient_penalty": {"mu": 0.1},
+        "curvature": {"mu": 0.1, "h": 0.1},
+        "weight_average": {},
+    },
+}
+TRIED: dict[str, list[dict[str, Any]]] = {
+    "sam": [{"rho": 0.03}, {"rho": 0.1}, {"rho": 0.2}],
+    "randomized": [{"sigma": 0.002}, {"sigma": 0.006}],
+    "gradient_penalty": [{"mu": 0.03}, {"mu": 0.3}],
+    "curvature": [{"mu": 0.1, "h": 0.1}, {"mu": 1.0, "h": 0.1}],
+}
+TUNING_SEED = 100
+SEEDS = (0, 1, 2)
+HEADLINE_SEEDS = (0, 1, 2, 3, 4)
+HEADLINE = ("npo", "npo+sam", "npo longer")
+
+
+def run_arm(name: str, settings: Mapping[str, Any], models: TinyModels, out: Path, seed: int) -> dict[str, Any]:
+    """Forget, ask, attack."""
+    place = out / f"{name.replace(' ', '-')}-{seed}"
+    inputs = {
+        "model": models.target,
+        "forget_data": models.files["forget"],
+        "retain_data": models.files["retain"],
+        "seed": seed,
+    }
+    folder, ended = unlearned(place, {**COMMON, **settings}, **inputs)
+    found = exam(folder, models.files, attack=ATTACK, keep=place / "exam.json")
+    original = exam(models.target, models.files, keep=out / f"original-{seed}.json")
+    return described(found, original) | ended
+
+
+def described(found: Mapping[str, Any], original: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of an exam."""
+    before = found["as_is"]
+    return {
+        **rounded(before),
+        "after_attack": {step: round(found[f"relearn_{step}"]["forget"], 4) for step in ATTACK},
+        "recovery": round(recovery(found), 4),
+        "useful": round(before["retain"] / original["as_is"]["retain"], 4),
+    }
+
+
+def is_matched(arm: Mapping[str, Any], plain: Mapping[str, Any]) -> bool:
+    """As much forgotten as by the plain arm, and useful."""
+    return abs(arm["forget"] - plain["forget"]) <= MATCHED and arm["useful"] >= USEFUL
+
+
+def smoothed(term: str, smoother: str, settings: Mapping[str, Any], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of an arm."""
+    if smoother == "weight_average":
+        start, end = plain["steps"], plain["steps"] + max(10, plain["steps"] // 4)
+        averaged = {"name": smoother, "start": start, "every": 5}
+        return {**TERMS[term], "smooth": averaged, "steps": end, "stop": {"every": 0}}
+    return {**TERMS[term], "smooth": {"name": smoother, **settings}}
+
+
+def run_seed(seed: int, out: Path, terms: Sequence[str], only: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """All arms of a seed; `only`: these."""
+    models = tiny_models(seed, FACTS, steps=FACT_STEPS)
+    control = exam(models.reference, models.files, attack=ATTACK, keep=out / f"reference-{seed}.json")
+    original = exam(models.target, models.files, keep=out / f"original-{seed}.json")
+    arms: dict[str, dict[str, Any]] = {"reference": described(control, original)}
+    say(seed, "reference", arms["reference"])
+    for term in terms:
+        plain = arms[term] = run_arm(term, TERMS[term], models, out, seed)
+        say(seed, term, plain)
+        for smoother, settings in SMOOTHERS[term].items():
+            name = f"{term}+{smoother}"
+            if only and name not in only:
+                continue
+            arms[name] = run_arm(name, smoothed(term, smoother, settings, plain), models, out, seed)
+            say(seed, name, arms[name])
+        if term == "npo" and "npo+sam" in arms:
+            longer = {**TERMS[term], "steps": arms["npo+sam"]["steps"], "stop": {"every": 0}}
+            arms["npo longer"] = run_arm("npo longer", longer, models, out, seed)
+            say(seed, "npo longer", arms["npo longer"])
+    return arms
+
+
+def say(seed: int, name: str, arm: Mapping[str, Any]) -> None:
+    """A line for whoever waits."""
+    print(f"seed {seed}  {name:24s} {arm}", flush=True)
+
+
+def compared(found: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """Arm -> its recovery minus the plain arm's, over the seeds where both are matched; and which were not."""
+    names = dict.fromkeys(name for arms in found.values() for name in arms if "+" in name or name == "npo longer")
+    result: dict[str, Any] = {}
+    for name in names:
+        plain = name.split("+")[0].split(" ")[0]
+        pairs = {seed: (arms[name], arms[plain]) for seed, arms in found.items() if name in arms}
+        fit = {
+            seed: pair
+            for seed, pair in pairs.items()
+            if is_matched(*pair) and pair[1]["forget"] <= 2 * MATCHED and pair[1]["useful"] >= USEFUL
+        }
+        differences = [arm["recovery"] - base["recovery"] for arm, base in fit.values()]
+        result[name] = {
+            "recovery_minus_plain": interval(differences) if differences else None,
+            "unmatched_seeds": [seed for seed in pairs if seed not in fit],
+        }
+    return result
+
+
+def tune(out: Path) -> None:
+    """Smoother settings on other people: the least recovery among those that are matched is taken by hand."""
+    models = tiny_models(TUNING_SEED, FACTS, steps=FACT_STEPS)
+    found: dict[str, Any] = {}
+    for term in TERMS:
+        plain = found[term] = run_arm(f"tune {term}", TERMS[term], models, out, TUNING_SEED)
+        say(TUNING_SEED, term, plain)
+        for smoother, choices in TRIED.items():
+            for settings in choices:
+                said = ",".join(f"{key}={value:g}" for key, value in settings.items())
+                name = f"{term}+{smoother}({said})"
+                arm = run_arm(f"tune {name}", smoothed(term, smoother, settings, plain), models, out, TUNING_SEED)
+                found[name] = {**arm, "is_matched": is_matched(arm, plain)}
+                say(TUNING_SEED, name, found[name])
+    write("smoothers_tuning", {"seed": TUNING_SEED, "limit": LIMIT, "arms": found})
+
+
+def main() -> None:
+    """Tune, or measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/evidence/smoothers"))
+    parser.add_argument("--tune", action="store_true")
+    given = parser.parse_args()
+    one_thread()
+    if given.tune:
+        tune(given.out)
+        return
+    found = {
+        seed: run_seed(seed, given.out, tuple(TERMS), ())
+        if seed in SEEDS
+        else run_seed(seed, given.out, ("npo",), HEADLINE)
+        for seed in HEADLINE_SEEDS
+    }
+    control = {seed: arms["reference"]["recovery"] for seed, arms in found.items()}
+    write(
+        "smoothers",
+        {
+            "seeds": {"headline": HEADLINE_SEEDS, "others": SEEDS},
+            "settings": {"common": COMMON, "terms": TERMS, "smoothers": SMOOTHERS},
+            "floor": {"recovery": interval(list(control.values()))},
+            "compared_with_plain": compared(found),
+            "arms": found,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
