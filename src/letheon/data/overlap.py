@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from letheon.data.records import DataFile, Record
 
@@ -139,6 +140,8 @@ def shared_units(first: DataFile, second: DataFile) -> str:
     )
 
 
+@lru_cache(maxsize=2**15)
 def _normalised(content: str) -> str:
+    """Every set is compared with several others."""
     text = unicodedata.normalize("NFKC", content).casefold()
     return " ".join(re.sub(r"[^\w]+", " ", text).split())

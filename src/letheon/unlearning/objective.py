@@ -150,7 +150,11 @@ class BalancedGradient:
         return Gradients(step, figures)
 
     def _combined(self, forget: list[Tensor], retain: list[Tensor]) -> tuple[list[Tensor], dict[str, float]]:
-        """The step and its figures. A balance that says its two weights is measured once, for itself and the log."""
+        """The step and its figures. Where the step is a weighted sum, what the log says follows from the weights."""
+        if self.balance.is_linear:
+            ahead = [torch.tensor(weight, device=forget[0].device) for weight in self.balance.weights]
+            step = self.balance.combine(forget, retain)
+            return step, describe_sum(measure(forget, retain), (ahead[0], ahead[1]))
         if not hasattr(self.balance, "coefficients"):
             step = self.balance.combine(forget, retain)
             return step, describe_step(forget, retain, step)
