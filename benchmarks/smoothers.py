@@ -43,27 +43,18 @@ TERMS: dict[str, dict[str, Any]] = {
     "npo": {"method": NPO},
     "graddiff": {"method": GRADDIFF, "balance": {"name": "weighted", "alpha": 3.0}},
 }
-SMOOTHERS: dict[str, dict[str, dict[str, Any]]] = {
-    "npo": {
-        "sam": {"rho": 0.1},
-        "randomized": {"sigma": 0.003},
-        "gradient_penalty": {"mu": 0.1},
-        "curvature": {"mu": 0.1, "h": 0.1},
-        "weight_average": {},
-    },
-    "graddiff": {
-        "sam": {"rho": 0.1},
-        "randomized": {"sigma": 0.003},
-        "gradient_penalty": {"mu": 0.1},
-        "curvature": {"mu": 0.1, "h": 0.1},
-        "weight_average": {},
-    },
+SMOOTHERS: dict[str, dict[str, Any]] = {
+    "sam": {"rho": 0.1},
+    "randomized": {"sigma": 0.006},
+    "gradient_penalty": {"mu": 0.01},
+    "curvature": {"mu": 0.03, "h": 0.1},
+    "weight_average": {},
 }
 TRIED: dict[str, list[dict[str, Any]]] = {
     "sam": [{"rho": 0.03}, {"rho": 0.1}, {"rho": 0.2}],
     "randomized": [{"sigma": 0.002}, {"sigma": 0.006}],
-    "gradient_penalty": [{"mu": 0.03}, {"mu": 0.3}],
-    "curvature": [{"mu": 0.1, "h": 0.1}, {"mu": 1.0, "h": 0.1}],
+    "gradient_penalty": [{"mu": 0.01}, {"mu": 0.03}, {"mu": 0.3}],
+    "curvature": [{"mu": 0.03, "h": 0.1}, {"mu": 0.1, "h": 0.1}],
 }
 TUNING_SEED = 100
 SEEDS = (0, 1, 2)
@@ -111,26 +102,29 @@ def smoothed(term: str, smoother: str, settings: Mapping[str, Any], plain: Mappi
     return {**TERMS[term], "smooth": {"name": smoother, **settings}}
 
 
-def run_seed(seed: int, out: Path, terms: Sequence[str], only: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """All arms of a seed; `only`: these."""
+def floor(seed: int, out: Path) -> dict[str, Any]:
+    """What the attack teaches a model that never knew."""
     models = tiny_models(seed, FACTS, steps=FACT_STEPS)
     control = exam(models.reference, models.files, attack=ATTACK, keep=out / f"reference-{seed}.json")
-    original = exam(models.target, models.files, keep=out / f"original-{seed}.json")
-    arms: dict[str, dict[str, Any]] = {"reference": described(control, original)}
-    say(seed, "reference", arms["reference"])
-    for term in terms:
-        plain = arms[term] = run_arm(term, TERMS[term], models, out, seed)
-        say(seed, term, plain)
-        for smoother, settings in SMOOTHERS[term].items():
-            name = f"{term}+{smoother}"
-            if only and name not in only:
-                continue
-            arms[name] = run_arm(name, smoothed(term, smoother, settings, plain), models, out, seed)
-            say(seed, name, arms[name])
-        if term == "npo" and "npo+sam" in arms:
-            longer = {**TERMS[term], "steps": arms["npo+sam"]["steps"], "stop": {"every": 0}}
-            arms["npo longer"] = run_arm("npo longer", longer, models, out, seed)
-            say(seed, "npo longer", arms["npo longer"])
+    return described(control, exam(models.target, models.files, keep=out / f"original-{seed}.json"))
+
+
+def run_term(term: str, seed: int, out: Path, only: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """All arms of a forget term on a seed; `only`: these."""
+    models = tiny_models(seed, FACTS, steps=FACT_STEPS)
+    plain = run_arm(term, TERMS[term], models, out, seed)
+    arms = {term: plain}
+    say(seed, term, plain)
+    for smoother, settings in SMOOTHERS.items():
+        name = f"{term}+{smoother}"
+        if only and name not in only:
+            continue
+        arms[name] = run_arm(name, smoothed(term, smoother, settings, plain), models, out, seed)
+        say(seed, name, arms[name])
+    if "npo+sam" in arms:
+        longer = {**TERMS[term], "steps": arms["npo+sam"]["steps"], "stop": {"every": 0}}
+        arms["npo longer"] = run_arm("npo longer", longer, models, out, seed)
+        say(seed, "npo longer", arms["npo longer"])
     return arms
 
 
@@ -163,8 +157,8 @@ def tune(out: Path) -> None:
     """Smoother settings on other people: the least recovery among those that are matched is taken by hand."""
     models = tiny_models(TUNING_SEED, FACTS, steps=FACT_STEPS)
     found: dict[str, Any] = {}
-    for term in TERMS:
-        plain = found[term] = run_arm(f"tune {term}", TERMS[term], models, out, TUNING_SEED)
+    for term, plainly in TERMS.items():
+        plain = found[term] = run_arm(f"tune {term}", plainly, models, out, TUNING_SEED)
         say(TUNING_SEED, term, plain)
         for smoother, choices in TRIED.items():
             for settings in choices:
@@ -181,24 +175,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/evidence/smoothers"))
     parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--only", nargs="*", default=[], help="arms such as graddiff+sam; plain ones are always run")
     given = parser.parse_args()
     one_thread()
     if given.tune:
         tune(given.out)
         return
-    found = {
-        seed: run_seed(seed, given.out, tuple(TERMS), ())
-        if seed in SEEDS
-        else run_seed(seed, given.out, ("npo",), HEADLINE)
-        for seed in HEADLINE_SEEDS
-    }
-    control = {seed: arms["reference"]["recovery"] for seed, arms in found.items()}
+    found: dict[int, dict[str, Any]] = {seed: {"reference": floor(seed, given.out)} for seed in HEADLINE_SEEDS}
+    for term in TERMS:
+        for seed in HEADLINE_SEEDS if term == "npo" else SEEDS:
+            found[seed] |= run_term(term, seed, given.out, given.only if seed in SEEDS else HEADLINE)
+            keep(found)
+
+
+def keep(found: Mapping[int, Mapping[str, Any]]) -> None:
+    """The result so far."""
     write(
         "smoothers",
         {
             "seeds": {"headline": HEADLINE_SEEDS, "others": SEEDS},
             "settings": {"common": COMMON, "terms": TERMS, "smoothers": SMOOTHERS},
-            "floor": {"recovery": interval(list(control.values()))},
+            "floor": {"recovery": interval([arms["reference"]["recovery"] for arms in found.values()])},
             "compared_with_plain": compared(found),
             "arms": found,
         },

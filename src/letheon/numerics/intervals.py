@@ -61,8 +61,8 @@ Bounds = tuple[float, float]
 _MIN_UNITS = 3
 _CHUNK = 2**22
 """Entries of a count matrix held at once (32 MB)."""
-_KEPT = 2**20
-"""Entries of a count matrix that is kept for the next judgement (8 MB, at most 16 of them)."""
+_KEPT = 2**21
+"""Entries of a count matrix that is kept for the next judgement: 160 strangers, 10,000 resamples (16 MB; at most 8)."""
 
 _Stream = tuple[int, int]
 """(seed, number): streams of one seed are independent. Two sides drawn from one stream would move together."""
@@ -352,7 +352,7 @@ def _counts(n_units: int, resamples: int, stream: _Stream, rows: int) -> Iterato
         yield _draw(n_units, min(rows, resamples - start), generator)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)
 def _kept_counts(n_units: int, resamples: int, stream: _Stream) -> NDArray[np.float64]:
     """The same draws serve every judgement about equally many units; making them is most of an interval's cost."""
     counts = _draw(n_units, resamples, np.random.default_rng(stream))
