@@ -20,6 +20,7 @@ from typing import Any
 from letheon.audits.attacked import rows_of
 from letheon.audits.codes import code_figures
 from letheon.audits.columns import Scores
+from letheon.audits.earlier import Joined, caveat, each_alone, joined, with_each
 from letheon.audits.inputs import compare_data, compare_models
 from letheon.audits.known import INPUTS, Known, known_of
 from letheon.audits.matrix import Sources, make_cells, required_cells, utility_rows
@@ -69,6 +70,8 @@ class AuditSettings:
     """The same kind of records, never trained on; units that a gate has seen are left out."""
     general_data: Path | None = None
     """General knowledge that no term of the unlearning has seen."""
+    earlier_data: list[Path] | None = None
+    """What earlier requests asked to forget, and must stay forgotten; null: what the record of the model says."""
     reference: Path | None = None
     """A model retrained without the forget set: the best control."""
     shipped: Path | None = None
@@ -118,6 +121,18 @@ class Request:
     warnings: tuple[str, ...]
     caveats: tuple[str, ...]
     """What the verdict's scope must say of the inputs."""
+    earlier: tuple[DataFile, ...] = ()
+    """The forget sets of earlier requests, first things first."""
+
+    @property
+    def requests(self) -> Joined:
+        """All that is to be forgotten, the newest request last."""
+        return joined((*self.earlier, self.data["forget"]))
+
+    @property
+    def asked_data(self) -> dict[str, DataFile]:
+        """Role -> records that are asked about."""
+        return {**self.data, "forget": self.requests.file} if self.earlier else self.data
 
 
 def audit(model: Path | str, *, progress: Progress | None = None, **settings: Any) -> AuditResult:
@@ -137,6 +152,8 @@ def audit(model: Path | str, *, progress: Progress | None = None, **settings: An
         f"{role}_data": getattr(wanted, f"{role}_data") for role in ROLES
     }
     own = next((name_of(condition) for condition in request.also.values()), "")
+    earlier = enumerate((file.path for file in request.earlier), start=1)
+    inputs.update({f"earlier_data_{number}": path for number, path in earlier})
     inputs["also_code"] = Path(own) if own.endswith(".py") else None
     kept: dict[str, Any] = {
         "protocol": wanted.protocol,
@@ -183,12 +200,15 @@ def check_request(values: Mapping[str, Any]) -> Request:
     def inspected(name: str) -> ModelFolder:
         return inspect_model(paths[name], role="MODEL" if name == "model" else name)
 
+    before = _earlier_files(wanted)
+
     def read(role: str) -> DataFile | None:
-        return None if "columns" in drafted.faulty else read_records(files[role], role=role, columns=wanted.columns)
+        path = files[role] if role in files else before[role]
+        return None if "columns" in drafted.faulty else read_records(path, role=role, columns=wanted.columns)
 
     *found, protocol, also, device, _, _, _, _ = collect(
         *(partial(inspected, name) for name in paths),
-        *(partial(read, role) for role in files),
+        *(partial(read, role) for role in (*files, *before)),
         lambda: read_protocol(wanted.protocol),
         lambda: _also(wanted),
         lambda: pick_device(wanted.device),
@@ -198,12 +218,15 @@ def check_request(values: Mapping[str, Any]) -> Request:
         drafted.checked,
     )
     folders: dict[str, ModelFolder] = dict(zip(paths, found[: len(paths)], strict=True))
-    data: dict[str, DataFile] = dict(zip(files, found[len(paths) :], strict=True))
-    of_models, of_data = collect(lambda: compare_models(folders), lambda: compare_data(data))
-    others = known.caveats({name: getattr(asked, name) for name in INPUTS})
+    read_files = found[len(paths) :]
+    data: dict[str, DataFile] = dict(zip(files, read_files, strict=False))
+    earlier = tuple(read_files[len(files) :])
+    of_models, of_data = collect(lambda: compare_models(folders), lambda: compare_data(data, earlier))
+    about = [file.path for file in (*earlier, data["forget"])]
+    others = known.caveats({name: getattr(asked, name) for name in INPUTS}, about)
     used, of_gate = _gate_units(wanted, known, data)
     warnings = [
-        *(hint for file in data.values() for hint in file.hints),
+        *(hint for file in (*data.values(), *earlier) for hint in file.hints),
         *of_models.warnings,
         *of_data.warnings,
         *of_gate,
@@ -212,14 +235,27 @@ def check_request(values: Mapping[str, Any]) -> Request:
     if missing := open_warning(data):
         warnings.append(missing)
     run = wanted.out or known.run or Path("runs") / f"{wanted.model.resolve().name}-audit"
+    several = [caveat(len(about))] if earlier else []
     return Request(
-        wanted, folders, data, protocol, also, device, used, run, tuple(warnings), (*others, *of_data.caveats)
+        wanted,
+        folders,
+        data,
+        protocol,
+        also,
+        device,
+        used,
+        run,
+        tuple(warnings),
+        (*several, *others, *of_data.caveats),
+        earlier,
     )
 
 
 def _with_known(asked: AuditSettings, known: Known) -> AuditSettings:
     """What is not given is read from the run that made the model."""
     default_template = AuditSettings(model=asked.model).template
+    if asked.earlier_data is None and asked.forget_data is None:  # who names what to ask about names all of it
+        asked = replace(asked, earlier_data=[one.path for one in known.earlier])
     return replace(
         asked,
         **{
@@ -232,8 +268,24 @@ def _with_known(asked: AuditSettings, known: Known) -> AuditSettings:
 
 def _check_unchanged(asked: AuditSettings, known: Known) -> None:
     """What is read from the record must still be what the run was given."""
-    if faults := known.faults({name: known.values.get(name) for name in INPUTS if getattr(asked, name) is None}):
+    faults = known.faults({name: known.values.get(name) for name in INPUTS if getattr(asked, name) is None})
+    if asked.earlier_data is None and asked.forget_data is None:
+        faults += known.faults_of_earlier()
+    if faults:
         raise BadInput(faults)
+
+
+def _earlier_files(wanted: AuditSettings) -> dict[str, Path]:
+    """Role -> forget set of an earlier request, each content once and none that is the newest again."""
+    newest = wanted.forget_data
+    seen = {sha256_file(newest)} if newest is not None and newest.is_file() else set()
+    found: dict[str, Path] = {}
+    for path in wanted.earlier_data or []:
+        digest = sha256_file(path) if path.is_file() else str(path)  # its reader says what is missing
+        if digest not in seen:
+            seen.add(digest)
+            found[f"earlier request {len(found) + 1}"] = path
+    return found
 
 
 def _gate_units(wanted: AuditSettings, known: Known, data: Mapping[str, DataFile]) -> tuple[frozenset[str], list[str]]:
@@ -293,7 +345,7 @@ def prepare(request: Request) -> tuple[Encoder, Plan]:
     collect(*(partial(_check_tokenizer, encoder, folders["model"], name, folder) for name, folder in folders.items()))
     plan = make_plan(
         request.protocol,
-        request.data,
+        request.asked_data,
         encoder=encoder,
         also=request.also,
         has_reference="reference" in folders,
@@ -354,13 +406,23 @@ def _measure(
             controls[SHIPPED] = controls["as_is"]
     is_paired = control.kind != "holdout"
     sources = Sources(subject, controls, original, is_paired)
-    absent = not_applicable(plan, request.data["forget"])
+    absent = not_applicable(plan, request.asked_data["forget"])
     seed, resamples = wanted.seed, int(kept["resamples"])
     cells = make_cells(sources, plan.columns, protocol, absent, seed=seed, resamples=resamples)
     utility = utility_rows(subject, original, plan.columns, protocol, seed=seed, resamples=resamples)
     caveats = [*request.caveats, *cut_caveats(plan.sets)]
     rule = protocol.said(resamples, seed)
     verdict = decide(cells, utility, protocol=rule, control=control.sentence, caveats=caveats)
+    requests: list[dict[str, Any]] = []
+    if request.earlier:
+        whole = request.requests
+        parts = whole.parts((subject, controls, original), plan.columns)
+        alone = each_alone(sources, plan.columns, protocol, absent, utility, parts, seed=seed, resamples=resamples)
+        verdict = with_each(verdict, alone)
+        requests = [
+            {"data": _data_note(file), **part.as_plain(hashed), **judged}
+            for file, part, judged in zip(whole.files, parts, alone, strict=True)
+        ]
     grids = {at: condition.grid for at, condition in plan.conditions.items() if hasattr(condition, "grid")}
     figures = code_figures(scorer.model, folders["original"], folders["model"], grids)
     none = {"code_match": None, "shift_in_steps": None}
@@ -398,6 +460,7 @@ def _measure(
         **to_plain({"subject": subject, "control": controls, "original": original}, hashed),
         "cells": cells,
         "utility": utility,
+        **({"requests": requests} if requests else {}),
         "verdict": {"word": verdict.word, "reasons": list(verdict.reasons), "scope": verdict.scope},
     }
     return found, items

@@ -8,7 +8,7 @@ Source: this project.  Checked against: a copied folder, planted copies in each 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from letheon.data.overlap import overlap, renamed_units, shared_units
@@ -53,8 +53,32 @@ def compare_models(folders: Mapping[str, ModelFolder]) -> Compared:
     )
 
 
-def compare_data(data: Mapping[str, DataFile]) -> Compared:
-    """Raises BadInput: a holdout that was trained on, general knowledge that is to be forgotten."""
+def compare_data(data: Mapping[str, DataFile], earlier: Sequence[DataFile] = ()) -> Compared:
+    """What the sets share.
+
+    Args:
+        data: role -> file.
+        earlier: what earlier requests asked to forget, each compared as the forget set is.
+    Raises:
+        BadInput: a holdout that was trained on, general knowledge that is to be forgotten.
+    """
+    problems: list[str] = []
+    found: list[Compared] = []
+    for forgotten in (data["forget"], *earlier):
+        try:
+            found.append(_compare({**data, "forget": forgotten}))
+        except BadInput as error:
+            problems += error.problems
+    if problems:
+        raise BadInput(list(dict.fromkeys(problems)))
+    again = [shared.sentence for one in earlier if (shared := overlap(one, data["forget"]))]
+    warnings = [warning for one in found for warning in one.warnings]
+    caveats = [caveat for one in found for caveat in one.caveats]
+    return Compared(tuple(dict.fromkeys([*warnings, *again])), tuple(dict.fromkeys(caveats)))
+
+
+def _compare(data: Mapping[str, DataFile]) -> Compared:
+    """The same with one forget set."""
     problems = [*_holdout_problems(data), *_general_problems(data)]
     if problems:
         raise BadInput(problems)
@@ -73,7 +97,8 @@ def compare_data(data: Mapping[str, DataFile]) -> Compared:
         warnings.append(f"{shared.sentence}. General knowledge should be what no term of the unlearning has seen")
     if data["forget"].unit_is_line:
         warnings.append(
-            "forget set: no 'unit' field, so each line counts as its own unit and the intervals may be too narrow"
+            f"{data['forget'].role} set: no 'unit' field, so each line counts as its own unit and the intervals may be "
+            "too narrow"
         )
     return Compared(tuple(warnings), tuple(caveats))
 

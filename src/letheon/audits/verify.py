@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from letheon.audits.columns import Column, Scores
-from letheon.audits.matrix import Sources, make_cells, utility_rows
+from letheon.audits.earlier import Part, each_alone, with_each
+from letheon.audits.matrix import Answer, Sources, make_cells, utility_rows
 from letheon.audits.protocol import read_protocol
 from letheon.audits.stored import from_plain
 from letheon.audits.verdict import decide
 from letheon.audits.verdict_file import read_verdict, signature_holds
 from letheon.errors import BadInput, LetheonError
 from letheon.runs.folder import sha256_file
-from letheon.runs.ledger import load_record
+from letheon.runs.ledger import StageRecord, load_record
 from letheon.runs.record import verify_record
 from letheon.runs.signing import fingerprint
 
@@ -76,13 +78,26 @@ def _audit_problems(run: Path, held: dict[str, Any]) -> list[str]:
     if sha256_file(path) != held.get("audit_sha256"):
         problems.append("audit.json is not the one the verdict was made on")
     try:
-        if held.get("record_sha256") not in [stage.sha256() for stage in load_record(run).stages]:
+        stages = load_record(run).stages
+        if held.get("record_sha256") not in [stage.sha256() for stage in stages]:
             problems.append("record.json is not the one the verdict was made on")
-        return [*problems, *_recomputed(json.loads(path.read_text(encoding="utf-8")), held)]
+        audit = json.loads(path.read_text(encoding="utf-8"))
+        asked = max((_requests_of(stage) for stage in stages if stage.verb == "audit"), default=0)
+        if len(audit.get("requests", [])) != asked:
+            problems.append(
+                f"audit.json judges {len(audit.get('requests', []))} requests alone, record.json has {asked}"
+            )
+        return [*problems, *_recomputed(audit, held)]
     except LetheonError as error:
         return [*problems, f"audit.json: {error}"]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
         return [*problems, f"audit.json cannot be read: {type(error).__name__}: {error}"]
+
+
+def _requests_of(stage: StageRecord) -> int:
+    """How many requests an audit had to judge alone: none where there was one."""
+    earlier = sum(name.startswith("earlier_data_") for name in stage.inputs)
+    return earlier + 1 if earlier else 0
 
 
 def _recomputed(audit: dict[str, Any], held: dict[str, Any]) -> list[str]:
@@ -118,12 +133,44 @@ def _recomputed(audit: dict[str, Any], held: dict[str, Any]) -> list[str]:
         control=audit["control"]["sentence"],
         caveats=audit.get("caveats", []),  # an older audit has none
     )
+    if requests := audit.get("requests", []):  # only where several were asked about
+        parts = [Part(tuple(one["items"]), one["absent"]) for one in requests]
+        alone = each_alone(sources, columns, protocol, absent, utility, parts, seed=seed, resamples=resamples)
+        problems += _request_differences(alone, requests, sources)
+        verdict = with_each(verdict, alone)
     given = {"word": verdict.word, "reasons": list(verdict.reasons), "scope": verdict.scope}
     for name, value in given.items():
         for file, said in (("audit.json", audit["verdict"].get(name)), ("verdict.json", held.get(name))):
             if said != value:
                 problems.append(f"{file}: {name} is {said!r}, and the scores give {value!r}")
     return problems
+
+
+def _request_differences(
+    alone: Sequence[dict[str, Any]], requests: Sequence[dict[str, Any]], sources: Sources
+) -> list[str]:
+    """What is said of each request alone, and what the scores give."""
+    problems = []
+    for number, (made, stored) in enumerate(zip(alone, requests, strict=True), start=1):
+        what = f"request {number}"
+        own = frozenset(stored["items"])
+        for condition, row in sources.subject.items():
+            asked = [name for name in stored["absent"] if _is_asked(row.get(name), own)]
+            problems += [f"audit.json: {what} is said to have no {name}, asked under {condition}" for name in asked]
+        for part in ("cells", "facts"):
+            if len(made[part]) != len(stored[part]):
+                problems.append(f"audit.json: {what} has {len(stored[part])} {part}, the scores give {len(made[part])}")
+            for made_one, one in zip(made[part], stored[part], strict=False):
+                where = f"{made_one['column']} under {made_one['condition']}"
+                problems += _differences(made_one, one, f"{what}, {part}, {where}")
+        said = ("word", "reasons", "unseen")
+        problems += _differences({name: made[name] for name in said}, {name: stored[name] for name in said}, what)
+    items = [item for one in requests for item in one["items"]]
+    return [*problems, *(["audit.json: an item counts for two requests"] if len(items) > len(set(items)) else [])]
+
+
+def _is_asked(answer: Answer | None, own: frozenset[str]) -> bool:
+    return isinstance(answer, Scores) and not own.isdisjoint(answer.items)
 
 
 def _differences(made: dict[str, Any], stored: dict[str, Any], what: str) -> list[str]:

@@ -1,6 +1,9 @@
-"""Run a recipe: a chain of verbs in one run folder."""
+"""Run a recipe: a chain of verbs in one run folder, or a queue of deletion requests."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -20,7 +23,9 @@ def run(
     json: bool = JSON,
     quiet: bool = QUIET,
 ) -> None:
-    """Run a recipe: a chain of verbs in one run folder. What is done is skipped, what was stopped is continued."""
+    """Run a recipe: a chain of verbs in one run folder, or, with `requests`, the chain for each deletion request in
+    turn. What is done is skipped, what was stopped is continued.
+    """
     from letheon.recipes import recipe as recipes
     from letheon.runs.progress import Progress
 
@@ -28,11 +33,50 @@ def run(
         print(recipes.dump_recipe(recipes.load_recipe(recipe, out=out, allow_code=allow_code)), end="")
         return
     done = recipes.run(recipe, out=out, allow_code=allow_code, progress=Progress(quiet=quiet))
+    ending = _of_queue(done) if done.requests else _of_chain(done)
+    finish(ending, command="run", as_json=json)
+
+
+def _of_chain(done: Any) -> Outcome:
     results = dict(done.results)
     ending = Outcome(None, next="letheon runs")
     if "audit" in results:
         ending = judged(results["audit"])
         results["audit"] = ending.result  # without every single score, which stand in audit.json
     lines = [f"done: {quoted(done.folder)}", *ending.lines]
-    outcome = Outcome({"folder": done.folder, "results": results}, lines, next=ending.next, code=ending.code)
-    finish(outcome, command="run", as_json=json)
+    return Outcome({"folder": done.folder, "results": results}, lines, next=ending.next, code=ending.code)
+
+
+def _of_queue(done: Any) -> Outcome:
+    """The table of the whole queue, its page, and the verdict after the last request; a page of each request's own."""
+    from letheon.cli.table import table
+    from letheon.reports.page import compare
+    from letheon.reports.reading import read_run
+    from letheon.reports.requests import rows
+
+    endings = [judged(request.results["audit"]) for request in done.requests]
+    folders = [request.folder for request in done.requests]
+    page = compare(
+        folders,
+        Path(done.folder) / "report.html",
+        title="A queue of deletion requests",
+        intro="Each request was carried out on the model that the one before it left, and audited together with all "
+        "requests before it, against the model that the queue began with.",
+        described=[f"{len(folders[: at + 1])} of {len(folders)}" for at in range(len(folders))],
+    )
+    last = endings[-1]
+    verdict = done.verdict
+    results = [
+        {"folder": request.folder, "results": {**request.results, "audit": ending.result}}
+        for request, ending in zip(done.requests, endings, strict=True)
+    ]
+    lines = [
+        f"done: {quoted(done.folder)}",
+        *table(rows([read_run(folder) for folder in folders])),
+        f"verdict after the last request: {verdict.word}",
+        *(f"  - {reason}" for reason in verdict.reasons),
+        f"  {verdict.scope}",
+        f"report: {quoted(page)}",
+    ]
+    said = {"folder": done.folder, "requests": results, "report": page}
+    return Outcome(said, lines, next=last.next, code=last.code)

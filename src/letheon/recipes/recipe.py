@@ -6,6 +6,8 @@
       - quantize: {method: rtn}      # model: the folder that the step before made
       - audit: {protocol: quick-1}   # model: what forgot; shipped: what was quantized from it; data: the record's
 
+With `requests:` the steps are carried out for each deletion request in turn: see `recipes.queue`.
+
 Paths are those of the command line: relative to the folder it is called in. A step that is done is skipped, one that
 was stopped is continued, so running the same recipe again is always safe. Everything that can be checked is checked
 before the first step begins.
@@ -16,7 +18,7 @@ Source: this project.  Checked against: round trips, one refused recipe for each
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,11 @@ import yaml
 
 from letheon.errors import BadInput, nearest
 from letheon.methods import describe
-from letheon.recipes import verbs
+from letheon.recipes import queue, verbs
 from letheon.runs.progress import Progress
 from letheon.settings import plain
 
+_KEYS = ("out", "steps", "requests")
 _MODELS = ("model", "original", "reference", "shipped")
 _RECORDS = ("data", "without", "forget_data", "retain_data", "holdout_data", "general_data")
 
@@ -46,6 +49,8 @@ class Recipe:
 
     steps: tuple[Step, ...]
     out: Path
+    requests: tuple[Any, ...] | None = None
+    """A queue: the forget set of each request in turn, as a path or as settings by verb. None: the steps, once."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,9 @@ class RunResult:
 
     folder: Path
     results: dict[str, Any]
-    """Verb -> result of its step, in the order of the recipe."""
+    """Verb -> result of its step, in the order of the recipe; of a queue, those of its last request."""
+    requests: tuple[RunResult, ...] = ()
+    """Of a queue: what each request left."""
 
     @property
     def verdict(self) -> Any:
@@ -78,9 +85,10 @@ def load_recipe(path: Path | str, *, out: Path | str | None = None, allow_code: 
     path = Path(path)
     raw = _read(path)
     problems = [
-        f"{path}: unknown key {key!r}.{nearest(str(key), ('out', 'steps'))} A recipe has 'out' and 'steps'"
+        f"{path}: unknown key {key!r}.{nearest(str(key), _KEYS)} A recipe has 'out' and 'steps', and a queue of "
+        "deletions 'requests'"
         for key in raw
-        if key not in ("out", "steps")
+        if key not in _KEYS
     ]
     given_out = raw.get("out", str(Path("runs") / path.stem))
     if not isinstance(given_out, str):
@@ -97,7 +105,13 @@ def load_recipe(path: Path | str, *, out: Path | str | None = None, allow_code: 
             steps.append(_step(entry, f"{path}, step {number}"))
         except BadInput as error:
             problems += error.problems
+    requests = raw.get("requests", [])
     recipe = Recipe(tuple(steps), Path(out or str(given_out)))
+    if not isinstance(requests, list):
+        problems.append(f"{path}: requests: {requests!r} is not a list of forget sets")
+        recipe = queue.any_one(recipe)
+    elif "requests" in raw:
+        recipe = replace(recipe, requests=tuple(requests))
     problems += faults(recipe, allow_code=allow_code, where=f"{path}, ")
     if problems:
         raise BadInput(problems)
@@ -107,7 +121,11 @@ def load_recipe(path: Path | str, *, out: Path | str | None = None, allow_code: 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML; `load_recipe` of it is the same recipe."""
     steps = [{step.verb: _plain(step)} for step in recipe.steps]
-    return yaml.safe_dump({"out": str(recipe.out), "steps": steps}, sort_keys=False, allow_unicode=True)
+    queued: dict[str, Any] = {}
+    if recipe.requests is not None:
+        own = [queue.own_settings(entry, "request") for entry in recipe.requests]
+        queued["requests"] = [{verb: _plain(Step(verb, given)) for verb, given in one.items()} for one in own]
+    return yaml.safe_dump({"out": str(recipe.out), **queued, "steps": steps}, sort_keys=False, allow_unicode=True)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -157,6 +175,23 @@ def _plain(step: Step) -> dict[str, Any]:
 
 def faults(recipe: Recipe, *, allow_code: bool, where: str = "") -> list[str]:
     """Every fault of a recipe's settings, in words."""
+    if recipe.requests is None:
+        return _faults_of_chain(recipe, allow_code=allow_code, where=where)
+    if problems := queue.faults(recipe, where):
+        return [*problems, *_faults_of_chain(queue.any_one(recipe), allow_code=allow_code, where=where)]
+    of_each = [_faults_of_chain(chain, allow_code=allow_code) for chain in queue.expand(recipe)]
+    # What is wrong in all of them is wrong in the steps that they share.
+    shared = [problem for problem in of_each[0] if all(problem in others for others in of_each)]
+    own = [
+        f"{where}request {number}, {problem}"
+        for number, problems in enumerate(of_each, start=1)
+        for problem in problems
+        if problem not in shared
+    ]
+    return [*(f"{where}{problem}" for problem in shared), *own]
+
+
+def _faults_of_chain(recipe: Recipe, *, allow_code: bool, where: str = "") -> list[str]:
     problems: list[str] = []
     seen: dict[str, int] = {}
     made = False  # whether an earlier step makes the model of this one
@@ -184,8 +219,14 @@ def faults(recipe: Recipe, *, allow_code: bool, where: str = "") -> list[str]:
     return problems
 
 
-def check_inputs(recipe: Recipe) -> None:
-    """Read every file and inspect every model that the steps name. Raises BadInput with all faults."""
+def check_inputs(recipe: Recipe) -> list[str]:
+    """Read every file and inspect every model that the steps name; what is worth knowing before they begin.
+
+    Raises:
+        BadInput: with all faults.
+    """
+    if recipe.requests is not None:
+        return queue.check(recipe)
     checks = [check for step in recipe.steps for check in _checks(step)]
     problems: list[str] = []
     for check in checks:
@@ -195,6 +236,7 @@ def check_inputs(recipe: Recipe) -> None:
             problems += error.problems
     if problems:
         raise BadInput(list(dict.fromkeys(problems)))  # two steps may share a faulty file
+    return []
 
 
 def _checks(step: Step) -> Iterable[Callable[[], Any]]:
@@ -221,7 +263,7 @@ def run(
     allow_code: bool = False,
     progress: Progress | None = None,
 ) -> RunResult:
-    """Run every step of a recipe; what is done already is skipped.
+    """Run every step of a recipe, for each request where it is a queue of them; what is done already is skipped.
 
     Args:
         recipe: a YAML file, or a Recipe.
@@ -232,14 +274,27 @@ def run(
         BadInput: with all faults of all steps, before the first begins.  CannotFinish: from a step.
     """
     if isinstance(recipe, Recipe):
-        chain = Recipe(recipe.steps, Path(out or recipe.out))
+        chain = replace(recipe, out=Path(out or recipe.out))
         problems = faults(chain, allow_code=True)
         if problems:
             raise BadInput(problems)
     else:
         chain = load_recipe(recipe, out=out, allow_code=allow_code)
-    check_inputs(chain)
     progress = progress or Progress()
+    for worth_knowing in check_inputs(chain):
+        progress.warn(worth_knowing)
+    if chain.requests is None:
+        return _run_chain(chain, progress)
+    done: list[RunResult] = []
+    chains = queue.expand(chain)
+    for number, one in enumerate(chains, start=1):
+        progress.say(f"request {number} of {len(chains)}")
+        done.append(_run_chain(one, progress))
+    return RunResult(chain.out, done[-1].results, tuple(done))
+
+
+def _run_chain(chain: Recipe, progress: Progress) -> RunResult:
+    """Every step in the recipe's run folder."""
     results: dict[str, Any] = {}
     rounded: Path | None = None  # what was quantized
     for number, step in enumerate(chain.steps, start=1):

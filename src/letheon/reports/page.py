@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from letheon.errors import BadInput
-from letheon.reports import figures, scatter, story, summary, tables, verdicts
+from letheon.reports import figures, requests, scatter, story, summary, tables, verdicts
 from letheon.reports.reading import AuditedRun, read_run
 from letheon.reports.wording import moment
 from letheon.runs.folder import write_text
@@ -66,6 +66,7 @@ def compare(
         created=moment(max(created)) if created else "",
         summary=summary.summary(read, described),
         figure=shown,
+        queue=requests.of_queue(read),
         pages=[_section(run, f"run{position}") for position, run in enumerate(read, start=1)],
     )
     write_text(target, page)
@@ -97,6 +98,7 @@ def _section(run: AuditedRun, key: str) -> dict[str, Any]:
         "verdict": verdicts.verdict(run),
         "asked": story.asked(run.audit),
         "privleak": story.privleak(run.audit),
+        "requests": requests.of_run(run.audit),
         "panels": panels,
         "numbers": tables.number_rows(run.audit),
         "reasons": reasons.rows(),

@@ -5,7 +5,7 @@ Source: this project.  Checked against: a run with all of it, and one with nothi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from letheon.reports.reading import AuditedRun, Lines
@@ -37,7 +37,9 @@ def asked(audit: Mapping[str, Any]) -> list[dict[str, str]]:
     rows = []
     for role, said in _ROLES.items():
         given = audit.get("data", {}).get(role)
-        if given:
+        if role == "forget" and audit.get("requests"):
+            rows += _requests(audit["requests"])
+        elif given:
             rows.append({"label": said.capitalize(), "text": _amount(given), "path": str(given.get("path") or "")})
     control = audit.get("control", {})
     if control.get("sentence"):
@@ -46,6 +48,12 @@ def asked(audit: Mapping[str, Any]) -> list[dict[str, str]]:
     if original:
         rows.append({"label": "Before", "text": "the original model", "path": str(original)})
     return rows
+
+
+def _requests(requests: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Each request that was asked about."""
+    said = [(f"Request {number}, to be forgotten", one["data"]) for number, one in enumerate(requests, start=1)]
+    return [{"label": label, "text": _amount(given), "path": str(given.get("path") or "")} for label, given in said]
 
 
 def _amount(given: Mapping[str, Any]) -> str:
@@ -190,6 +198,8 @@ def hashes(run: AuditedRun) -> list[dict[str, str]]:
     audit = run.audit
     rows = [_hash(said, audit.get("models", {}).get(role)) for role, said in _MODELS.items()]
     rows += [_hash(f"data: {role}", given) for role, given in audit.get("data", {}).items()]
+    earlier = enumerate(audit.get("requests", [])[:-1], start=1)  # the newest is the forget set
+    rows += [_hash(f"data: request {number}", one.get("data")) for number, one in earlier]
     protocol = audit.get("protocol") or {}
     if protocol.get("sha256"):
         rows.append({"what": f"protocol {protocol.get('name', '')}", "path": "", "sha256": str(protocol["sha256"])})

@@ -53,6 +53,11 @@ def _sentence(word: str, audit: Audit) -> str:
     missing = sum(cell["status"] == "not measured" for cell in required)
     undecided = sum(cell.get("judgement") == "open" for cell in required)
     lost = [row for row in audit.get("utility", []) if row.get("judgement") == "lost"]
+    alone = audit.get("requests", [])
+    convicted = [str(at) for at, one in enumerate(alone, start=1) if one.get("word") == "NOT DELETED"]
+    if word == "NOT DELETED" and not found and convicted:
+        of_which = f"request{'s' if len(convicted) > 1 else ''} {listed(convicted)}"
+        return f"Traces of {of_which} alone, which the mean over all {len(alone)} requests hides."
     if word == "NOT DELETED":
         where = list(dict.fromkeys(label_of_condition(audit, cell["condition"]) for cell in found))
         some = f"under {len(where)} of {counted(len(conditions), 'condition')}: {'; '.join(where)}"
@@ -63,9 +68,11 @@ def _sentence(word: str, audit: Audit) -> str:
         return f"No trace found in {under}, but the model is damaged. Fallen by more than the margin: {what}."
     if word == "DELETED":
         return f"No evidence above the margin in any of {under}, and everything else kept within its margin."
+    unseen = counted(count, "request") if (count := sum(bool(one.get("unseen")) for one in alone)) else ""
     why = [
         *([f"{undecided} not decided either way"] if undecided else []),
         *([f"{missing} not measured"] if missing else []),
+        *([f"{unseen} of which nothing could have been seen"] if unseen else []),
     ]
     return f"No trace found, but not enough to say more: of {under}, {listed(why) or 'too few apply'}."
 
