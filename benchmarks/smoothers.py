@@ -64,7 +64,7 @@ HEADLINE = ("npo", "npo+sam", "npo longer")
 
 def run_arm(name: str, settings: Mapping[str, Any], models: TinyModels, out: Path, seed: int) -> dict[str, Any]:
     """Forget, ask, attack."""
-    place = out / f"{name.replace(' ', '-')}-{seed}"
+    place = place_of(name, out, seed)
     inputs = {
         "model": models.target,
         "forget_data": models.files["forget"],
@@ -75,6 +75,11 @@ def run_arm(name: str, settings: Mapping[str, Any], models: TinyModels, out: Pat
     found = exam(folder, models.files, attack=ATTACK, keep=place / "exam.json")
     original = exam(models.target, models.files, keep=out / f"original-{seed}.json")
     return described(found, original) | ended
+
+
+def place_of(name: str, out: Path, seed: int) -> Path:
+    """The run folder of an arm."""
+    return out / f"{name.replace(' ', '-')}-{seed}"
 
 
 def described(found: Mapping[str, Any], original: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,28 +114,31 @@ def floor(seed: int, out: Path) -> dict[str, Any]:
     return described(control, exam(models.target, models.files, keep=out / f"original-{seed}.json"))
 
 
-def run_term(term: str, seed: int, out: Path, only: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """All arms of a forget term on a seed; `only`: these."""
+def run_term(
+    term: str, seed: int, out: Path, only: Sequence[str] = (), *, is_running: bool = True
+) -> dict[str, dict[str, Any]]:
+    """All arms of a forget term on a seed.
+
+    Args:
+        only: these, beside the plain one; empty: all.
+        is_running: whether arms are run that are not finished; otherwise they are left out.
+    """
     models = tiny_models(seed, FACTS, steps=FACT_STEPS)
-    plain = run_arm(term, TERMS[term], models, out, seed)
-    arms = {term: plain}
-    say(seed, term, plain)
+    arms: dict[str, dict[str, Any]] = {}
+
+    def run(name: str, settings: Mapping[str, Any]) -> None:
+        if is_running or (place_of(name, out, seed) / "exam.json").is_file():
+            arms[name] = run_arm(name, settings, models, out, seed)
+            print(f"seed {seed}  {name:24s} {arms[name]}", flush=True)
+
+    run(term, TERMS[term])
     for smoother, settings in SMOOTHERS.items():
         name = f"{term}+{smoother}"
-        if only and name not in only:
-            continue
-        arms[name] = run_arm(name, smoothed(term, smoother, settings, plain), models, out, seed)
-        say(seed, name, arms[name])
+        if term in arms and (not only or name in only):
+            run(name, smoothed(term, smoother, settings, arms[term]))
     if "npo+sam" in arms:
-        longer = {**TERMS[term], "steps": arms["npo+sam"]["steps"], "stop": {"every": 0}}
-        arms["npo longer"] = run_arm("npo longer", longer, models, out, seed)
-        say(seed, "npo longer", arms["npo longer"])
+        run("npo longer", {**TERMS[term], "steps": arms["npo+sam"]["steps"], "stop": {"every": 0}})
     return arms
-
-
-def say(seed: int, name: str, arm: Mapping[str, Any]) -> None:
-    """A line for whoever waits."""
-    print(f"seed {seed}  {name:24s} {arm}", flush=True)
 
 
 def compared(found: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
@@ -159,14 +167,13 @@ def tune(out: Path) -> None:
     found: dict[str, Any] = {}
     for term, plainly in TERMS.items():
         plain = found[term] = run_arm(f"tune {term}", plainly, models, out, TUNING_SEED)
-        say(TUNING_SEED, term, plain)
         for smoother, choices in TRIED.items():
             for settings in choices:
                 said = ",".join(f"{key}={value:g}" for key, value in settings.items())
                 name = f"{term}+{smoother}({said})"
                 arm = run_arm(f"tune {name}", smoothed(term, smoother, settings, plain), models, out, TUNING_SEED)
                 found[name] = {**arm, "is_matched": is_matched(arm, plain)}
-                say(TUNING_SEED, name, found[name])
+                print(name, found[name], flush=True)
     write("smoothers_tuning", {"seed": TUNING_SEED, "limit": LIMIT, "arms": found})
 
 
@@ -175,6 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/evidence/smoothers"))
     parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--finished", action="store_true", help="run nothing; write down what is finished")
     parser.add_argument("--only", nargs="*", default=[], help="arms such as graddiff+sam; plain ones are always run")
     given = parser.parse_args()
     one_thread()
@@ -184,7 +192,8 @@ def main() -> None:
     found: dict[int, dict[str, Any]] = {seed: {"reference": floor(seed, given.out)} for seed in HEADLINE_SEEDS}
     for term in TERMS:
         for seed in HEADLINE_SEEDS if term == "npo" else SEEDS:
-            found[seed] |= run_term(term, seed, given.out, given.only if seed in SEEDS else HEADLINE)
+            only = given.only if seed in SEEDS else HEADLINE
+            found[seed] |= run_term(term, seed, given.out, only, is_running=not given.finished)
             keep(found)
 
 
