@@ -11,11 +11,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from letheon.audits.verdict import EXIT_CODES, Verdict
+from letheon.cli import ending
 from letheon.errors import BadInput, CannotFinish, MissingExtra, UnknownName
 from letheon.recipes import verbs
 from tests.toys import write_lines
@@ -252,3 +254,60 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+# --- several processes
+
+
+@pytest.fixture
+def second(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """This process is the second of two; how long it waited before it spoke."""
+    waited: list[float] = []
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ending.time, "sleep", waited.append)
+    return waited
+
+
+def test_of_several_processes_the_first_one_speaks(
+    letheon: Letheon, here: Path, monkeypatch: pytest.MonkeyPatch, second: list[float]
+) -> None:
+    made = SimpleNamespace(folder=here, steps=1, reason="enough", notes={})
+    monkeypatch.setattr(verbs, "function", lambda verb: lambda model, *, progress, **settings: made)
+    said = letheon("forget", "m", "--forget", "f.jsonl")
+    assert (said.code, said.out, said.err) == (0, "", "")
+    monkeypatch.setenv("RANK", "0")
+    assert "stopped after 1 steps, enough" in letheon("forget", "m", "--forget", "f.jsonl").out
+    assert second == []
+
+
+def test_a_process_that_is_not_the_first_waits_with_its_fault(
+    letheon: Letheon, here: Path, monkeypatch: pytest.MonkeyPatch, second: list[float]
+) -> None:
+    _raising(BadInput("no such file"), monkeypatch)
+    said = letheon("forget", "m", "--forget", "f.jsonl", "--json")
+    assert (said.code, said.out) == (2, "") and said.err == "process 1: letheon forget: no such file\n"
+    assert second == [ending.GRACE_S]
+    _raising(KeyboardInterrupt(), monkeypatch)
+    said = letheon("forget", "m", "--forget", "f.jsonl")
+    assert (said.code, said.out, said.err) == (130, "", "") and second == [ending.GRACE_S]
+    monkeypatch.setenv("RANK", "0")
+    said = letheon("forget", "m", "--forget", "f.jsonl")
+    assert "\n  torchrun --nproc-per-node 2 -m letheon forget m --forget f.jsonl" in said.err
+
+
+@pytest.mark.parametrize("args", [("audit", "m"), ("demo",), ("run", "recipe.yaml"), ("runs",)])
+def test_what_works_in_one_process_says_so(
+    letheon: Letheon, here: Path, monkeypatch: pytest.MonkeyPatch, second: list[float], args: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    said = letheon(*args)
+    assert said.code == 2 and f"{args[0]} works in one process, and 2 were started (WORLD_SIZE)" in said.err
+
+
+def test_a_dry_run_is_of_one_process(
+    letheon: Letheon, here: Path, monkeypatch: pytest.MonkeyPatch, second: list[float]
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    said = letheon("forget", "m", "--forget", "f.jsonl", "--retain", "r.jsonl", "--dry-run")
+    assert said.code == 2 and "a dry run estimates what one process needs, and there are 2" in said.err

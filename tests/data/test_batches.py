@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -63,7 +65,8 @@ def test_joining_is_collating_at_once() -> None:
 
 def test_a_batch_moves_whole() -> None:
     moved = batch_of(THREE).to("meta")
-    assert all(getattr(moved, name).is_meta for name in Batch.__dataclass_fields__)
+    assert all(getattr(moved, name).is_meta for name in Batch.__dataclass_fields__ if name != "is_filler")
+    assert not moved.is_filler and replace(batch_of(THREE), is_filler=True).to("meta").is_filler
 
 
 @pytest.mark.parametrize("limit", [1, 40, 100, 10_000])

@@ -46,6 +46,7 @@ def test_all_faults_of_all_checks_come_at_once() -> None:
 def test_what_decides_the_last_bits_is_recorded() -> None:
     found = environment("cpu")
     assert found == {
+        "processes": 1,
         "threads": torch.get_num_threads(),
         "device": "cpu",
         "kernels": torch.backends.cpu.get_cpu_capability(),

@@ -8,7 +8,7 @@
     130  interrupted; the same command continues it
 
 Results go to standard output (as JSON with --json), everything else to standard error. A fault is one message;
-LETHEON_DEBUG=1 shows where it came from.
+LETHEON_DEBUG=1 shows where it came from. Of several processes the first one speaks.
 
 Source: this project.  Checked against: one test for each code, through the real command.
 """
@@ -21,6 +21,7 @@ import os
 import re
 import shlex
 import sys
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,11 +32,15 @@ import typer
 
 from letheon.errors import BadInput, LetheonError
 from letheon.recipes import verbs
+from letheon.runs.environment import process_count, process_number
 from letheon.settings import plain
 
 INTERRUPTED = 130
 CANNOT_FINISH = 4
 RESUMABLE = frozenset(f"letheon {name}" for name in ("train", "forget", "quantize", "audit", "run", "demo"))
+GRACE_S = 10.0
+"""Seconds that a process which is not the first keeps a fault to itself. Most faults are found by all of them alike;
+torchrun ends all as soon as one ends with an error, and the first one must have told its own by then."""
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -64,7 +69,9 @@ class Message:
 
 
 def finish(outcome: Outcome, *, command: str, as_json: bool) -> None:
-    """Print the outcome and end the command."""
+    """Print the outcome and end the command. Of several processes the first one prints."""
+    if process_number() > 0:
+        raise typer.Exit(outcome.code)
     lines = [*outcome.lines, *([f"next: {outcome.next}"] if outcome.next else [])]
     if not (as_json and outcome.is_listing):
         print("\n".join(lines), file=sys.stderr if as_json else sys.stdout, flush=True)
@@ -125,10 +132,16 @@ def _without_verb(problem: str, verb: str) -> str:
 
 def complain(error: BaseException, *, command: str, given: Sequence[str], as_json: bool) -> int:
     """Print the message of an error, and return the exit code."""
+    speaker = command
+    if process_number() > 0:
+        if isinstance(error, KeyboardInterrupt | typer.Abort):
+            return INTERRUPTED
+        time.sleep(GRACE_S)
+        speaker, as_json = f"process {process_number()}: {command}", False
     if os.environ.get("LETHEON_DEBUG"):
         traceback.print_exception(error)
     message = explain(error, command=command, given=given)
-    print(f"{command}: {message.text}", file=sys.stderr, flush=True)
+    print(f"{speaker}: {message.text}", file=sys.stderr, flush=True)
     for note in getattr(error, "__notes__", []):
         print(note, file=sys.stderr, flush=True)
     if as_json:
@@ -144,6 +157,9 @@ def complain(error: BaseException, *, command: str, given: Sequence[str], as_jso
 
 def typed(given: Sequence[str]) -> str:
     """The command as it was typed, for typing it again."""
+    if process_count() > 1:
+        here = os.environ.get("LOCAL_WORLD_SIZE", str(process_count()))
+        return f"torchrun --nproc-per-node {here} -m letheon {shlex.join(given)}"
     is_module = Path(sys.argv[0]).parts[-2:] == ("letheon", "__main__.py")
     return f"{'python -m letheon' if is_module else 'letheon'} {shlex.join(given)}"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +18,13 @@ import typer
 import letheon
 from letheon.cli.ending import INTERRUPTED, complain, typed
 from letheon.cli.page import CONTEXT, Page, PagedGroup
-from letheon.errors import UnknownName
-from letheon.runs.environment import command_line
+from letheon.errors import BadInput, UnknownName
+from letheon.runs.environment import command_line, process_count
 
 COMMANDS = ("train", "forget", "quantize", "audit", "verify", "report", "run", "runs", "methods", "doctor", "demo")
 """In the order of --help; each is a file of this folder."""
+SHARED = ("train", "forget")
+"""What several processes can do together."""
 EXAMPLES = ("letheon demo", "letheon forget MODEL --forget forget.jsonl --retain retain.jsonl")
 
 
@@ -42,6 +45,11 @@ class Commands(PagedGroup):
         """A command by name. Raises UnknownName with the nearest."""
         if cmd_name not in COMMANDS:
             raise UnknownName(cmd_name, COMMANDS, what="a command", remedy="letheon --help")
+        if process_count() > 1 and cmd_name not in SHARED:
+            raise BadInput(
+                f"{cmd_name} works in one process, and {process_count()} were started (WORLD_SIZE). Run it without "
+                f"torchrun. Several processes are for {' and '.join(SHARED)}"
+            )
         module = importlib.import_module(f"letheon.cli.{cmd_name}")
         return typer.main.get_command(module.app)
 
@@ -71,7 +79,14 @@ def letheon_command(
 
 def main() -> None:
     """What the installed command calls."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if process_count() > 1:
+        # A thread that carried what processes told one another may still hold a tensor when Python takes itself down,
+        # and would abort a process that did all it had to.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(args: Sequence[str]) -> int:

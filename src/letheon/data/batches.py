@@ -33,6 +33,8 @@ class Batch:
     label_ids: Int[Tensor, " labels"]
     items: Int[Tensor, " batch"]
     """Index of each sequence in its data set: where caches look."""
+    is_filler: bool = False
+    """Goes along where another process has a batch and this one has none left: it counts nothing."""
 
     @property
     def size(self) -> int:
@@ -57,19 +59,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device."""
-        return Batch(
-            *(
-                tensor.to(device)
-                for tensor in (
-                    self.ids,
-                    self.attention_mask,
-                    self.label_row,
-                    self.label_column,
-                    self.label_ids,
-                    self.items,
-                )
-            )
-        )
+        names = ("ids", "attention_mask", "label_row", "label_column", "label_ids", "items")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 def collate(examples: Sequence[Example], items: Sequence[int], *, pad: int) -> Batch:

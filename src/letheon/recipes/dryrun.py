@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from letheon.errors import BadInput, UnknownName
 from letheon.methods import name_of
 from letheon.recipes import verbs
+from letheon.runs.environment import process_count
 
 if TYPE_CHECKING:
     from letheon.recipes.estimates import Estimate
@@ -79,6 +80,10 @@ def dry_run(verb: str, settings: Mapping[str, Any]) -> DryRun:
     Raises:
         BadInput: with all faults of all inputs, as the verb would.
     """
+    if process_count() > 1:
+        raise BadInput(
+            f"a dry run estimates what one process needs, and there are {process_count()}. Run it without torchrun"
+        )
     checked = check(verb, settings)
     free = _free_bytes(checked.device)
     try:

@@ -51,6 +51,21 @@ def environment_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> li
     ]
 
 
+def process_count() -> int:
+    """How many processes were started to work together, as torchrun says; 1 for a process of its own."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def process_number() -> int:
+    """Which of them this one is, from 0. The first one writes, and speaks to the person."""
+    return int(os.environ["RANK"]) if process_count() > 1 else 0
+
+
+def local_number() -> int:
+    """Which of those on this machine this one is, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if process_count() > 1 else 0
+
+
 def peak_memory_mb() -> float:
     """Largest resident memory of this process so far, in units of 10^6 bytes."""
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from letheon.data.batches import Batch
+from letheon.training.sharding import ALONE, Processes, joined_norm, local
 
 Parts = Mapping[str, Sequence[Batch]]
 """A logical batch: for each data set its micro-batches."""
@@ -65,11 +66,13 @@ class MeanGradient:
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     figure: str = ""
     """What its loss is called in the log; by default after the part, such as "forget_loss"."""
+    processes: Processes = ALONE
+    """Who has the rest of the logical batch. Counts and values are those of the whole."""
 
     def __call__(self, model: Any, parts: Parts) -> Gradients:
         """Backward once a micro-batch, divide once."""
         batches = parts[self.part]
-        total = sum(self.loss.count(batch) for batch in batches)
+        [total] = self.processes.totals([sum(self.loss.count(batch) for batch in batches)])
         value = 0.0
         for batch in batches:
             with self.autocast():
@@ -77,6 +80,7 @@ class MeanGradient:
             mean_share = loss_sum / total
             mean_share.backward()  # type: ignore[no-untyped-call]
             value += float(mean_share.detach())
+        [value] = self.processes.totals([value])
         return Gradients(take(self.parameters), {self.figure or f"{self.part}_loss": value})
 
     def times_hessian(self, model: Any, parts: Parts, direction: Sequence[Tensor]) -> list[Tensor]:
@@ -109,15 +113,17 @@ class MeanLoss:
     loss: CountedLoss
     part: str
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    processes: Processes = ALONE
 
     @torch.no_grad()
     def __call__(self, model: Any, parts: Parts) -> Tensor:
         """Sum over the logical batch divided by its count, a tensor without dimensions on the model's device."""
         batches = parts[self.part]
-        total = sum(self.loss.count(batch) for batch in batches)
+        [total] = self.processes.totals([sum(self.loss.count(batch) for batch in batches)])
         with self.autocast():
             shares = [self.loss(model, batch)[0] / total for batch in batches]
-        return torch.stack(shares).sum()
+        value = torch.stack(shares).sum()
+        return value if self.processes.count == 1 else value.new_tensor(self.processes.totals([float(value)])[0])
 
 
 def take(parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -131,9 +137,9 @@ def take(parameters: Sequence[Tensor]) -> list[Tensor]:
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Global L2 norm over all tensors, float32, a 0-d tensor."""
-    norms = torch.stack(torch._foreach_norm(list(tensors), 2.0)).float()
+    norms = torch.stack(torch._foreach_norm(local(tensors), 2.0)).float()
     norm: Tensor = torch.linalg.vector_norm(norms)
-    return norm
+    return joined_norm(norm, tensors)
 
 
 def clip(tensors: Sequence[Tensor], norm: Tensor, limit: float | None) -> None:

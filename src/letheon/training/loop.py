@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -25,6 +25,7 @@ from letheon.errors import BadInput, CannotFinish
 from letheon.training.active import Active, Movers
 from letheon.training.gradients import Gradient, Parts, clip, global_norm
 from letheon.training.probing import losses_along
+from letheon.training.sharding import ALONE, FirstLooks, GatheredCheckpoints, Processes
 from letheon.training.stepping import MOMENTS, OptimizerSettings, make_optimizer, next_direction
 
 State = dict[str, Any]
@@ -110,6 +111,8 @@ class Loop:
     progress: Callable[[int, int, str], None] = lambda step, steps, text: None
     storage: Mapping[str, torch.dtype] = field(default_factory=dict)
     """Storage dtype of each moving parameter, for master_dtype="param"."""
+    processes: Processes = ALONE
+    """Who takes the same steps with other shares of the weights and of the batches."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,7 @@ def run_loop(loop: Loop) -> LoopResult:
         parameter.requires_grad_(False)
     for parameter in loop.moving.values():
         parameter.requires_grad_(True)
+    loop = _together(loop)
     loop.model.eval()  # dropout would make a step depend on more than weights and batch, and a killed run on chance
     movers = Movers(loop.moving, loop.active)
     optimizer = make_optimizer(list(movers.of.values()), loop.optimizer)
@@ -149,12 +153,30 @@ def run_loop(loop: Loop) -> LoopResult:
         stop = _look(loop, step, figures)
         loop.log({"step": step, **figures})
         loop.progress(step, loop.steps, _progress_text(figures))
-        if loop.checkpoints is not None and time.monotonic() - saved_at >= loop.checkpoint_every_s:
+        if loop.checkpoints is not None and _is_due(loop, saved_at):
             _save(loop, movers, optimizer, step, stop, rate_state)
             saved_at = time.monotonic()
     for parameter in loop.model.parameters():
         parameter.requires_grad_(False)
     return LoopResult(step, stop or f"the step limit of {loop.steps}", figures)
+
+
+def _together(loop: Loop) -> Loop:
+    """The loop as one of several processes runs it: the first one writes, and decides where they could differ."""
+    if loop.processes.count == 1:
+        return loop
+    store = loop.checkpoints and GatheredCheckpoints(loop.checkpoints, loop.processes, loop.moving, loop.memory)
+    return replace(
+        loop,
+        checkpoints=store,
+        look=loop.look and FirstLooks(loop.look, loop.processes),
+        log=loop.log if loop.processes.is_first else lambda line: None,
+    )
+
+
+def _is_due(loop: Loop, saved_at: float) -> bool:
+    """Whether to write a checkpoint now, by the first process's clock."""
+    return loop.processes.of_first(time.monotonic() - saved_at >= loop.checkpoint_every_s)
 
 
 def _step(
@@ -209,7 +231,7 @@ def _check_finite(loop: Loop, tensors: list[Tensor], norm: Tensor, figures: Mapp
     if not losses and math.isfinite(float(norm)):
         return
     broken = next(
-        (name for name, tensor in zip(loop.moving, tensors, strict=True) if not torch.isfinite(tensor).all()),
+        (name for name, tensor in zip(loop.moving, tensors, strict=True) if not torch.isfinite(global_norm([tensor]))),
         "no single tensor",
     )
     what = f"{losses[0]} is not finite" if losses else "the gradient is not finite"

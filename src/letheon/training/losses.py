@@ -26,17 +26,24 @@ Loss = Callable[[Any, Batch], tuple[Tensor, int]]
 """(model, batch) -> (sum over the batch, how many things the sum is over)."""
 
 
+def _directly(way: Callable[..., Tensor], *given: Any) -> Tensor:
+    return way(*given)
+
+
 class Body:
     """A causal model cut into the body (tokens -> last hidden states) and the head (hidden states -> logits).
 
     The cut is checked on a few tokens when it is made: where head(body(x)) is not what the model itself computes
     (another scale, an unknown soft-cap), `is_cut` is False and the whole model is run instead.
+
+    Every way into the model goes `through` one place, where weights that several processes share are put together.
     """
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.body: Any = getattr(model, model.base_model_prefix, None)
         self.head: Any = model.get_output_embeddings()
+        self.through: Callable[..., Tensor] = _directly
         self.soft_cap: float | None = getattr(model.config, "final_logit_softcapping", None)
         self.is_cut = self.body is not None and self.head is not None and self._agrees()
 
@@ -48,6 +55,9 @@ class Body:
                 causal model looks, so the states are the same without; fused attention then takes a sixth less time.
         """
         self.require_cut()
+        return self.through(self._hidden, batch, is_masked)
+
+    def _hidden(self, batch: Batch, is_masked: bool) -> Tensor:
         mask = batch.attention_mask if is_masked else None
         states: Tensor = self.body(input_ids=batch.ids, attention_mask=mask, use_cache=False)[0]
         return states[batch.label_row, batch.label_column]
@@ -62,14 +72,20 @@ class Body:
 
     def logits(self, batch: Batch, *, is_masked: bool = True) -> Float[Tensor, "labels vocabulary"]:
         """Logits that predict the labelled tokens, float32. `is_masked`: as for `hidden`."""
+        return self.through(self._logits, batch, is_masked)
+
+    def _logits(self, batch: Batch, is_masked: bool) -> Tensor:
         if self.is_cut:
-            return self.apply_head(self.hidden(batch, is_masked=is_masked))
+            return self._head_on(self._hidden(batch, is_masked))
         mask = batch.attention_mask if is_masked else None
         logits = self.model(input_ids=batch.ids, attention_mask=mask, use_cache=False).logits
         return widened(logits[batch.label_row, batch.label_column])
 
     def apply_head(self, hidden: Float[Tensor, "labels width"]) -> Float[Tensor, "labels vocabulary"]:
         """Hidden states to logits, float32, with the model's soft-cap where it has one."""
+        return self.through(self._head_on, hidden)
+
+    def _head_on(self, hidden: Tensor) -> Tensor:
         return capped(widened(self.head(hidden)), self.soft_cap)
 
     @torch.no_grad()
@@ -131,8 +147,9 @@ class TokenLoss:
 
     def __call__(self, model: Any, batch: Batch) -> tuple[Tensor, int]:
         """(sum of -log p over labelled tokens, number of them)."""
-        return -Outputs(batch, self.body.logits(batch)).token_log_probs().sum(), len(batch.label_ids)
+        total = -Outputs(batch, self.body.logits(batch)).token_log_probs().sum()
+        return (total * 0.0 if batch.is_filler else total), self.count(batch)
 
     def count(self, batch: Batch) -> int:
         """The count without a forward pass."""
-        return len(batch.label_ids)
+        return 0 if batch.is_filler else len(batch.label_ids)

@@ -9,13 +9,14 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from letheon.data.encode import Encoder
+from letheon.data.batches import Batch, collate
+from letheon.data.encode import Encoder, Example
 from letheon.data.records import DataFile, Record
 from letheon.errors import BadInput, CannotFinish
 from letheon.models import (
@@ -28,12 +29,14 @@ from letheon.models import (
     save_model,
     working_dtype,
 )
+from letheon.runs.environment import process_count
 from letheon.runs.folder import append_line, replacing_folder, write_text
 from letheon.runs.progress import Progress
 from letheon.runs.record import Stage
 from letheon.runs.resume import Checkpoints
 from letheon.training.finite import check_finite
 from letheon.training.losses import Body
+from letheon.training.sharding import ALONE, Processes, gathered, shard
 
 
 def collect(*checks: Callable[[], Any]) -> list[Any]:
@@ -52,8 +55,9 @@ def collect(*checks: Callable[[], Any]) -> list[Any]:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What decides the last bits of a sum: threads, device, vector instructions."""
+    """What decides the last bits of a sum: processes, threads, device, vector instructions."""
     return {
+        "processes": process_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
         "kernels": torch.backends.cpu.get_cpu_capability(),
@@ -69,11 +73,16 @@ class Opened:
     encoder: Encoder
     device: str
     autocast: Callable[[], AbstractContextManager[Any]]
+    processes: Processes = ALONE
+    """Who holds the other shares of the weights, and of every logical batch."""
 
 
-def open_for_training(folder: ModelFolder, *, device: str, template: str) -> Opened:
-    """Load float32 masters, refuse any that are no numbers, cut the model into body and head, make the encoder."""
-    model = load_model(folder.path, device=device)
+def open_for_training(folder: ModelFolder, *, device: str, template: str, processes: Processes = ALONE) -> Opened:
+    """Load float32 masters, refuse any that are no numbers, cut the model into body and head, make the encoder.
+
+    Several processes each load the model into host memory, and keep a share of it on their device.
+    """
+    model = load_model(folder.path, device=device if processes.count == 1 else "cpu")
     check_finite(model, folder)
     dtype = working_dtype(device)
 
@@ -81,12 +90,27 @@ def open_for_training(folder: ModelFolder, *, device: str, template: str) -> Ope
         return nullcontext() if dtype is None else torch.autocast(device.split(":")[0], dtype=dtype)
 
     encoder = Encoder(load_tokenizer(folder.path), max_length=folder.window, template=template)
-    return Opened(model, Body(model), encoder, device, autocast)
+    body = Body(model)
+    shard(body, processes, device)
+    return Opened(model, body, encoder, device, autocast, processes)
 
 
 def repeated_items(records: Sequence[Record], times: int) -> list[int]:
     """Indices into the records, every running text `times` times: how much texts count beside questions."""
     return [item for item, record in enumerate(records) for _ in range(1 if record.is_question else times)]
+
+
+def micro_batches(opened: Opened, examples: Sequence[Example], items: Sequence[int], size: int) -> list[Batch]:
+    """This process's part of a logical batch, in batches of at most `size` on its device.
+
+    Every process gets as many; where one has no item left, a filler stands in.
+    """
+    pad, made = opened.encoder.pad, []
+    for chunk in opened.processes.share(items, size):
+        chosen = chunk or items[:1]
+        batch = collate([examples[item] for item in chosen], chosen, pad=pad)
+        made.append(replace(batch, is_filler=not chunk).to(opened.device))
+    return made
 
 
 class StageCheckpoints:
@@ -148,14 +172,40 @@ def save_stage(
     Raises:
         CannotFinish: fewer than half of the changed weights differ from the original in the file.
     """
-    target = stage.folder
-    assert target is not None
-    with replacing_folder(target) as folder:
-        kept = save_model(
-            opened.model, folder, original=original, save_dtype=save_dtype, card=card, gate_units=gate_units
+    stored_as = original.dtype if save_dtype == "original" else save_dtype
+    model = gathered(opened.model, original, opened.processes)
+
+    def write() -> Survival:
+        assert stage.folder is not None
+        return _written(
+            model, stage.folder, metrics, original=original, save_dtype=save_dtype, card=card, gate_units=gate_units
         )
+
+    kept = opened.processes.by_first(write)
+    share = kept.share
+    stage.note("survival", {"moved": kept.moved, "survived": kept.survived, "total": kept.total})
+    if share is not None and share < SURVIVAL_WARNING:
+        text = f"only {share:.0%} of the changed weights survived being stored as {stored_as}"
+        stage.warn(text)
+        progress.warn(f"{text}. Larger steps or --save-dtype float32 keep more")
+    return kept
+
+
+def _written(
+    model: Any,
+    target: Path,
+    metrics: MetricsFile,
+    *,
+    original: ModelFolder,
+    save_dtype: str,
+    card: str,
+    gate_units: Sequence[str],
+) -> Survival:
+    """The folder in its place, read back; or the old one, where the new one would hold too little of the change."""
+    stored_as = original.dtype if save_dtype == "original" else save_dtype
+    with replacing_folder(target) as folder:
+        kept = save_model(model, folder, original=original, save_dtype=save_dtype, card=card, gate_units=gate_units)
         share = kept.share
-        stored_as = original.dtype if save_dtype == "original" else save_dtype
         if kept.moved == 0:
             raise CannotFinish(
                 f"{target}: no weight has moved, so there is nothing to save. Use a larger learning rate or more "
@@ -170,11 +220,6 @@ def save_stage(
             )
         if metrics.path.exists():
             shutil.copyfile(metrics.path, folder / "metrics.jsonl")
-    stage.note("survival", {"moved": kept.moved, "survived": kept.survived, "total": kept.total})
-    if share is not None and share < SURVIVAL_WARNING:
-        text = f"only {share:.0%} of the changed weights survived being stored as {stored_as}"
-        stage.warn(text)
-        progress.warn(f"{text}. Larger steps or --save-dtype float32 keep more")
     return kept
 
 

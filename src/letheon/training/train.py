@@ -9,16 +9,17 @@ Source: this project.  Checked against: the loop's own tests; a reference that h
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from letheon.data.batches import EpochOrder, collate
+from letheon.data.batches import EpochOrder
 from letheon.data.encode import Encoder, Example, cut_sentence
 from letheon.data.records import DataFile, Record, read_records
 from letheon.errors import BadInput, require
 from letheon.methods import build, describe
-from letheon.models import ModelFolder, inspect_model, load_tokenizer, pick_device
+from letheon.models import ModelFolder, inspect_model, load_tokenizer
 from letheon.runs.progress import Progress
 from letheon.runs.record import RunFolder, Stage
 from letheon.settings import draft
@@ -30,10 +31,12 @@ from letheon.training.prepare import (
     StageCheckpoints,
     collect,
     environment,
+    micro_batches,
     open_for_training,
     repeated_items,
     save_stage,
 )
+from letheon.training.sharding import Processes, own_device, several_processes
 from letheon.training.stepping import OptimizerSettings
 
 
@@ -151,22 +154,31 @@ def train(model: Path | str, *, progress: Progress | None = None, **settings: An
     - MODEL no/such/folder: no such folder. Give a Hugging Face model folder (config.json, *.safetensors)
     - data set d.jsonl: no such file. Give the path of a JSON-lines file
     """
-    request = check_request({"model": model, **settings})
-    progress = progress or Progress()
+    with several_processes() as processes:
+        request = processes.agreed(lambda: check_request({"model": model, **settings}))
+        return _train(request, processes, processes.voice(progress or Progress()))
+
+
+def _train(request: Request, processes: Processes, progress: Progress) -> TrainResult:
     wanted = request.wanted
     inputs = {"model": wanted.model, "data": wanted.data, "without": wanted.without}
+    processes.check_same(inputs)
     kept = {
         name: value
         for name, value in vars(wanted).items()
         if name not in (*inputs, "out", "device", "checkpoint_every_s", "allow_changed_machine")
     }
-    run = RunFolder.open(
-        wanted.out, environment=environment(request.device), allow_changed_machine=wanted.allow_changed_machine
-    )
-    with run.stage("train", {**kept, "rate": describe(request.rate)}, inputs, "train") as stage:
+
+    def enter() -> AbstractContextManager[Stage]:
+        run = RunFolder.open(
+            wanted.out, environment=environment(request.device), allow_changed_machine=wanted.allow_changed_machine
+        )
+        return run.stage("train", {**kept, "rate": describe(request.rate)}, inputs, "train")
+
+    with processes.entered(enter) as stage:
         assert stage.folder is not None
         if not stage.is_done:
-            _run(request, stage, progress)
+            _run(request, stage, progress, processes)
         return TrainResult(stage.folder, int(stage.entry.notes["steps"]), dict(stage.entry.notes))
 
 
@@ -186,7 +198,7 @@ def check_request(values: Mapping[str, Any]) -> Request:
         lambda: read(wanted.data, "data"),
         lambda: read(wanted.without, "without"),
         lambda: build("rate", wanted.rate, where="rate"),
-        lambda: pick_device(wanted.device),
+        lambda: own_device(wanted.device),
         lambda: RunFolder.open(wanted.out),
     )
     encoder, records = collect(
@@ -216,26 +228,19 @@ def _left(data: DataFile, without: DataFile | None) -> list[Record]:
     return left
 
 
-def _run(request: Request, stage: Stage, progress: Progress) -> None:
+def _run(request: Request, stage: Stage, progress: Progress, processes: Processes) -> None:
     wanted, folder, records, encoded = request.wanted, request.folder, request.records, request.examples
     for warning in request.warnings:
         progress.warn(warning)
         stage.warn(warning)
-    opened = open_for_training(folder, device=request.device, template=wanted.template)
+    opened = open_for_training(folder, device=request.device, template=wanted.template, processes=processes)
     examples = [encoded[item] for item in repeated_items(records, wanted.text_repeats)]
     order = EpochOrder(tuple(len(example.ids) for example in examples), wanted.batch_size, wanted.seed)
     steps = max(1, round(wanted.epochs * order.batches_per_epoch))
     micro = wanted.micro_batch_size or wanted.batch_size
 
     def parts(step: int) -> Parts:
-        items = order.items(step)
-        chunks = [items[start : start + micro] for start in range(0, len(items), micro)]
-        return {
-            "data": [
-                collate([examples[i] for i in chunk], chunk, pad=opened.encoder.pad).to(request.device)
-                for chunk in chunks
-            ]
-        }
+        return {"data": micro_batches(opened, examples, order.items(step), micro)}
 
     moving = dict(opened.model.named_parameters())
     metrics = MetricsFile(stage.work / "metrics.jsonl")
@@ -246,18 +251,19 @@ def _run(request: Request, stage: Stage, progress: Progress) -> None:
             model=opened.model,
             moving=moving,
             gradient=MeanGradient(
-                TokenLoss(opened.body), "data", list(moving.values()), opened.autocast, figure="loss"
+                TokenLoss(opened.body), "data", list(moving.values()), opened.autocast, "loss", processes
             ),
             parts=parts,
             steps=steps,
             optimizer=wanted.optimizer_settings,
             rate=request.rate,
-            probe=MeanLoss(TokenLoss(opened.body), "data"),
+            probe=MeanLoss(TokenLoss(opened.body), "data", processes=processes),
             checkpoints=StageCheckpoints(stage, metrics),
             checkpoint_every_s=wanted.checkpoint_every_s,
             log=metrics.append,
             progress=progress.step,
             storage=storage_dtypes(folder, moving),
+            processes=processes,
         )
     )
     stage.note("steps", result.steps)

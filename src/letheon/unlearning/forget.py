@@ -10,20 +10,21 @@ Source: this project.  Checked against: the six published baselines on the embed
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from letheon.data.batches import EpochOrder, RandomOrder, collate
+from letheon.data.batches import EpochOrder, RandomOrder
 from letheon.data.encode import Encoder, Example, cut_sentence
 from letheon.data.overlap import overlap, shared_units
 from letheon.data.records import DataFile, Record, hashed_unit, read_records, split_units
 from letheon.data.sampling import sample
 from letheon.errors import BadInput, require
 from letheon.methods import build, describe, name_of
-from letheon.models import ModelFolder, inspect_model, load_tokenizer, pick_device
+from letheon.models import ModelFolder, inspect_model, load_tokenizer
 from letheon.numerics.grids import CodebookGrid, Grid, grid_named
 from letheon.runs.progress import Progress
 from letheon.runs.record import RunFolder, Stage
@@ -36,12 +37,14 @@ from letheon.training.prepare import (
     StageCheckpoints,
     collect,
     environment,
+    micro_batches,
     open_for_training,
     repeated_items,
     save_stage,
     unit_note,
 )
 from letheon.training.scoring import score_examples
+from letheon.training.sharding import Processes, own_device, several_processes
 from letheon.training.stepping import OptimizerSettings
 from letheon.training.straight_through import straight_through
 from letheon.training.train import storage_dtypes
@@ -53,6 +56,7 @@ from letheon.unlearning.objective import TermLoss, make_gradient
 from letheon.unlearning.presets import preset
 from letheon.unlearning.refusals import refused
 from letheon.unlearning.saliency import active_units, moving_weights
+from letheon.unlearning.shareable import check_shareable
 from letheon.unlearning.stopping import StopLook, StopRule
 
 INPUTS = ("model", "forget_data", "retain_data", "holdout_data")
@@ -225,23 +229,32 @@ def forget(model: Path | str, *, progress: Progress | None = None, **settings: A
     - 'npoo' is not a forget term. Did you mean 'npo'? Known: dpo, gradient_ascent, idk, npo, rmu, ... (letheon methods)
     ...
     """
-    request = check_request({"model": model, **settings})
-    progress = progress or Progress()
+    with several_processes() as processes:
+        request = processes.agreed(lambda: check_request({"model": model, **settings}))
+        return _forget(request, processes, processes.voice(progress or Progress()))
+
+
+def _forget(request: Request, processes: Processes, progress: Progress) -> ForgetResult:
     for warning in request.warnings:
         progress.warn(warning)
     wanted = request.wanted
     inputs = {name: getattr(wanted, name) for name in INPUTS}
     own = {setting: name_of(method) for setting, method in request.methods.items()}
     inputs.update({f"{setting}_code": Path(file) for setting, file in own.items() if file.endswith(".py")})
+    processes.check_same(inputs)
     kept = {name: plain(value) for name, value in vars(wanted).items() if name not in NOT_RECORDED}
     kept.update({name: describe(method) for name, method in request.methods.items()})
-    run = RunFolder.open(
-        wanted.out, environment=environment(request.device), allow_changed_machine=wanted.allow_changed_machine
-    )
-    with run.stage("forget", kept, inputs, "forget") as stage:
+
+    def enter() -> AbstractContextManager[Stage]:
+        run = RunFolder.open(
+            wanted.out, environment=environment(request.device), allow_changed_machine=wanted.allow_changed_machine
+        )
+        return run.stage("forget", kept, inputs, "forget")
+
+    with processes.entered(enter) as stage:
         assert stage.folder is not None
         if not stage.is_done:
-            _run(request, stage, progress)
+            _run(request, stage, progress, processes)
         notes = dict(stage.entry.notes)
         return ForgetResult(stage.folder, int(notes["steps"]), str(notes["stopped"]), notes)
 
@@ -290,6 +303,9 @@ def check_request(values: dict[str, Any]) -> Request:
             retain=files.get("retain"),
         )
 
+    def check_several() -> None:
+        check_shareable(built, through=wanted.through)
+
     def check_settings() -> None:
         if problems := [*unknown_preset, *drafted.problems]:
             raise BadInput(problems)
@@ -297,11 +313,12 @@ def check_request(values: dict[str, Any]) -> Request:
     *_, folder, forget_set, retain, holdout, device, _, _, _, _ = collect(
         check_settings,
         *(lambda name=name, kind=kind: make(name, kind) for name, kind in METHODS.items()),
+        check_several,
         lambda: None if "model" in drafted.faulty else inspect_model(wanted.model),
         lambda: read(wanted.forget_data, "forget"),
         lambda: read(wanted.retain_data, "retain"),
         lambda: read(wanted.holdout_data, "holdout"),
-        lambda: pick_device(wanted.device),
+        lambda: own_device(wanted.device),
         check_pair,
         check_gate,
         check_choices,
@@ -375,11 +392,11 @@ def _name(method: Any) -> str:
     return str(method.get("name")) if isinstance(method, dict) else name_of(method)
 
 
-def _run(request: Request, stage: Stage, progress: Progress) -> None:
+def _run(request: Request, stage: Stage, progress: Progress, processes: Processes) -> None:
     wanted = request.wanted
     for warning in request.warnings:
         stage.warn(warning)
-    opened = open_for_training(request.folder, device=request.device, template=wanted.template)
+    opened = open_for_training(request.folder, device=request.device, template=wanted.template, processes=processes)
     metrics = MetricsFile(stage.work / "metrics.jsonl")
     with straight_through(opened.model, wanted.grid):
         result = _unlearn(request, opened, stage, metrics, progress)
@@ -446,13 +463,14 @@ def _unlearn(request: Request, opened: Opened, stage: Stage, metrics: MetricsFil
                 pad=opened.encoder.pad,
                 autocast=opened.autocast,
                 active=[active.get(name) for name in moving] if active else (),
+                processes=opened.processes,
             ),
             parts=_parts(wanted, order, forget_examples, retain_examples, opened),
             steps=steps,
             optimizer=wanted.optimizer_settings,
             rate=request.methods["rate"],
             # Outside of autocast: the bend of a loss over one step is far smaller than bfloat16 can tell.
-            probe=None if retain_term is None else MeanLoss(retain_term, "retain"),
+            probe=None if retain_term is None else MeanLoss(retain_term, "retain", processes=opened.processes),
             active=active,
             after_step=after_step,
             memory={**scope_state, **{f"smooth/{name}": tensor for name, tensor in smoother_state.items()}},
@@ -462,6 +480,7 @@ def _unlearn(request: Request, opened: Opened, stage: Stage, metrics: MetricsFil
             log=metrics.append,
             progress=progress.step,
             storage=storage_dtypes(request.folder, moving),
+            processes=opened.processes,
         )
     )
     if hasattr(smoother, "finish"):
@@ -528,17 +547,11 @@ def _parts(
             return [item % len(retain_examples) for item in items]
         return drawn.items(step)[: len(items)]
 
-    def chunked(items: list[int], examples: Sequence[Example]) -> list[Any]:
-        chunks = [items[start : start + micro] for start in range(0, len(items), micro)]
-        return [
-            collate([examples[i] for i in chunk], chunk, pad=opened.encoder.pad).to(opened.device) for chunk in chunks
-        ]
-
     def parts(step: int) -> Parts:
         items = order.items(step)
-        made = {"forget": chunked(items, forget_examples)}
+        made = {"forget": micro_batches(opened, forget_examples, items, micro)}
         if retain_examples:
-            made["retain"] = chunked(partners(step, items), retain_examples)
+            made["retain"] = micro_batches(opened, retain_examples, partners(step, items), micro)
         return made
 
     return parts

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from letheon.errors import CannotFinish
+from letheon.training.sharding import added, joined_norm, local
 
 FLOOR = 1e-12
 """A gradient shorter than this is dropped: it has no direction, and nothing is divided by its length."""
@@ -53,8 +54,9 @@ def measure(forget: Sequence[Tensor], retain: Sequence[Tensor]) -> Pair:
 def dot(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
     """Sum over all tensors of the products of their entries."""
     dtype = _wide(one)
-    products = [torch.dot(a.reshape(-1).to(dtype), b.reshape(-1).to(dtype)) for a, b in zip(one, other, strict=True)]
-    return torch.stack(products).sum()
+    pairs = zip(local(one), local(other), strict=True)
+    products = [torch.dot(a.reshape(-1).to(dtype), b.reshape(-1).to(dtype)) for a, b in pairs]
+    return added(torch.stack(products).sum(), one)
 
 
 def weighted_sum(
@@ -115,9 +117,9 @@ def check_separable(figures: dict[str, float]) -> None:
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
-    norms = torch.stack(torch._foreach_norm(list(tensors), 2.0, dtype=_wide(tensors)))
+    norms = torch.stack(torch._foreach_norm(local(tensors), 2.0, dtype=_wide(tensors)))
     norm: Tensor = torch.linalg.vector_norm(norms)
-    return norm
+    return joined_norm(norm, tensors)
 
 
 def _wide(tensors: Sequence[Tensor]) -> torch.dtype:

@@ -23,6 +23,7 @@ from letheon.errors import BadInput
 from letheon.training.active import Active
 from letheon.training.gradients import CurvedGradient, Gradient, Gradients, MeanGradient, Parts, take
 from letheon.training.losses import Body, Outputs
+from letheon.training.sharding import ALONE, Processes
 from letheon.unlearning.gate import Gate
 from letheon.unlearning.geometry import check_separable, describe_step, describe_sum, measure, weighted_sum
 from letheon.unlearning.passes import OtherAnswers, Wanted, one_pass
@@ -65,10 +66,13 @@ class TermLoss:
         if keep is not None and not bool(keep.any()):
             return outputs.logits.sum() * 0.0, count
         values = [self._value(need, outputs, keep) for need in self.term.needs]
-        return self.term.loss(*values)[0], count
+        total = self.term.loss(*values)[0]
+        return (total * 0.0 if outputs.batch.is_filler else total), count
 
     def count(self, batch: Batch) -> int:
         """Sequences or labelled tokens. Items that the gate has closed still count: as they close, the pull fades."""
+        if batch.is_filler:
+            return 0
         return len(batch.label_ids) if self.term.denominator == "token" else batch.size
 
     def _value(self, need: str, outputs: Outputs, keep: Tensor | None) -> Tensor:
@@ -104,11 +108,13 @@ class JointGradient:
     parameters: Sequence[Tensor]
     pad: int
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    processes: Processes = ALONE
 
     def __call__(self, model: Any, parts: Parts) -> Gradients:
         """Counts over the logical batch first, one division."""
-        forget_total = sum(self.forget.count(batch) for batch in parts["forget"])
-        retain_total = sum(self.retain.count(batch) for batch in parts["retain"])
+        forget_count = sum(self.forget.count(batch) for batch in parts["forget"])
+        retain_count = sum(self.retain.count(batch) for batch in parts["retain"])
+        forget_total, retain_total = self.processes.totals([forget_count, retain_count])
         values = [0.0, 0.0]
         for forget_batch, retain_batch in zip(parts["forget"], parts["retain"], strict=True):
             with self.autocast():
@@ -120,6 +126,7 @@ class JointGradient:
             total.backward()  # type: ignore[no-untyped-call]
             values[0] += float(forget.detach())
             values[1] += float(retain.detach())
+        values = self.processes.totals(values)
         loss = self.weights[0] * values[0] + self.weights[1] * values[1]
         return Gradients(take(self.parameters), {"forget_loss": values[0], "retain_loss": values[1], "loss": loss})
 
@@ -174,18 +181,20 @@ def make_gradient(
     smoother_state: dict[str, Tensor] | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     active: Sequence[Active | None] = (),
+    processes: Processes = ALONE,
     is_joint: bool = True,
 ) -> Gradient:
     """The gradient of a step: the smoother is wrapped around the forget term alone.
 
+    `processes` says who has the rest of each logical batch.
     `active` says which units of each parameter may move; a balance measures, and a smoother looks along, these alone.
     `is_joint=False` keeps the two terms apart even where one pass would do (for tests).
     """
     if retain is not None and is_joint and balance.is_linear and smoother.is_identity:
-        return JointGradient(forget, retain, balance.weights, parameters, pad, autocast)
+        return JointGradient(forget, retain, balance.weights, parameters, pad, autocast, processes)
 
     def alone(term: TermLoss, part: str) -> CurvedGradient:
-        whole = MeanGradient(term, part, parameters, autocast)
+        whole = MeanGradient(term, part, parameters, autocast, processes=processes)
         return ActiveGradient(whole, active) if active else whole
 
     smoothed: Gradient = smoother.wrap(alone(forget, "forget"), parameters, smoother_state or {})

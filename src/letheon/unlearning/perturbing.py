@@ -54,7 +54,8 @@ def moved(parameters: Sequence[Tensor], direction: Sequence[Tensor], scale: floa
         yield cosine
     finally:
         with torch.no_grad():
-            torch._foreach_copy_(list(parameters), saved)
+            for parameter, old in zip(parameters, saved, strict=True):  # shares of a weight know no copy of many
+                parameter.copy_(old)
 
 
 def _cosine(parameters: Sequence[Tensor], saved: Sequence[Tensor], direction: Sequence[Tensor]) -> float:

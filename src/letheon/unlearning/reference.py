@@ -27,6 +27,7 @@ from letheon.runs.folder import disk_errors
 from letheon.training.activations import caught
 from letheon.training.losses import Body, Reduction, capped, widened
 from letheon.training.scoring import score_examples
+from letheon.training.sharding import whole
 
 IN_MEMORY_BYTES = 2 * 1024**3
 """Larger caches of hidden states go to a temporary file."""
@@ -133,8 +134,8 @@ def cache_logits(
     return LogitCache(
         hidden=hidden,
         starts=starts,
-        weight=body.head.weight.detach().float().clone(),
-        bias=None if bias is None else bias.detach().float().clone(),
+        weight=whole(body.head.weight.detach()).float().clone(),
+        bias=None if bias is None else whole(bias.detach()).float().clone(),
         soft_cap=body.soft_cap,
     )
 

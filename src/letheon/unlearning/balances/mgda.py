@@ -26,6 +26,8 @@ class MGDA:
     """No settings."""
 
     is_linear: ClassVar[bool] = False
+    is_shareable: ClassVar[bool] = True
+    """Several processes, each with a share of every weight, give what one gives."""
     needs_retain: ClassVar[bool] = True
     """With the retain gradient missing there is nothing to balance."""
 

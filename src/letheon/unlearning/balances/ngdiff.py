@@ -30,6 +30,8 @@ class NGDiff:
     """No settings: that is its point."""
 
     is_linear: ClassVar[bool] = False
+    is_shareable: ClassVar[bool] = True
+    """Several processes, each with a share of every weight, give what one gives."""
     needs_retain: ClassVar[bool] = True
     """With the retain gradient missing there is nothing to balance."""
     fixes_norm: ClassVar[bool] = True

@@ -30,6 +30,8 @@ class Weighted:
 
     is_linear: ClassVar[bool] = True
     """The combination is a fixed linear one, so one joint backward pass gives it."""
+    is_shareable: ClassVar[bool] = True
+    """Several processes, each with a share of every weight, give what one gives."""
 
     def __post_init__(self) -> None:
         require(self.alpha >= 0, f"weighted needs alpha >= 0, got {self.alpha}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 @dataclass(frozen=True, kw_only=True)
 class All:
     """No settings."""
+
+    is_shareable: ClassVar[bool] = True
+    """Several processes, each with a share of every weight, give what one gives."""
 
     def select(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """Name -> parameter of all that may move; tied parameters once."""

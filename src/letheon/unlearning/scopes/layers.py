@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -26,6 +27,9 @@ class Layers:
     """A weight moves when its name fits one of these."""
     exclude: tuple[str, ...] = ()
     """And none of these."""
+
+    is_shareable: ClassVar[bool] = True
+    """Several processes, each with a share of every weight, give what one gives."""
 
     def __post_init__(self) -> None:
         require(len(self.patterns) > 0, "layers needs at least one pattern, such as *.layers.7.mlp.*")

@@ -22,6 +22,8 @@ class NoSmoothing:
 
     is_identity: ClassVar[bool] = True
     """The loss's own gradient is used, so that it may be computed together with another's."""
+    is_shareable: ClassVar[bool] = True
+    """Several processes, each with a share of every weight, give what one gives."""
 
     def init(self, parameters: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
         """No memory."""

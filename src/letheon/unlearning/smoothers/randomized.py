@@ -19,6 +19,7 @@ from torch import Tensor
 
 from letheon.errors import require
 from letheon.training.gradients import Gradient, Gradients, Parts
+from letheon.training.sharding import laid_out
 from letheon.unlearning.perturbing import moved
 
 
@@ -32,6 +33,8 @@ class RandomizedSmoothing:
     """Draws a step, >= 1."""
 
     is_identity: ClassVar[bool] = False
+    is_shareable: ClassVar[bool] = True
+    """Several processes, each with a share of every weight, give what one gives."""
 
     def __post_init__(self) -> None:
         require(math.isfinite(self.sigma) and self.sigma >= 0, f"randomized needs sigma >= 0, got {self.sigma}")
@@ -52,7 +55,7 @@ class RandomizedSmoothing:
             total: list[Tensor] = []
             figures: dict[str, float] = {}
             for _ in range(self.samples):
-                noise = [torch.randn(weight.shape, generator=generator).to(weight.device) for weight in parameters]
+                noise = [laid_out(torch.randn(weight.shape, generator=generator), weight) for weight in parameters]
                 with moved(parameters, noise, self.sigma):
                     found = gradient(model, parts)
                 if total:

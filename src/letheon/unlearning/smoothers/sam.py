@@ -30,6 +30,8 @@ class SAM:
     """Radius, >= 0, of the perturbation in the norm over all moving weights. The paper: 0.01 for 7 billion weights."""
 
     is_identity: ClassVar[bool] = False
+    is_shareable: ClassVar[bool] = True
+    """Several processes, each with a share of every weight, give what one gives."""
 
     def __post_init__(self) -> None:
         require(math.isfinite(self.rho) and self.rho >= 0, f"sam needs rho >= 0, got {self.rho}")

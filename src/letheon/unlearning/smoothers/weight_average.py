@@ -30,6 +30,8 @@ class WeightAverage:
 
     is_identity: ClassVar[bool] = True
     """The gradient is the loss's own."""
+    is_shareable: ClassVar[bool] = True
+    """Several processes, each with a share of every weight, give what one gives."""
 
     def __post_init__(self) -> None:
         require(self.start >= 1, f"weight_average needs start >= 1, got {self.start}")
