@@ -34,6 +34,7 @@ from transformers import LlamaForCausalLM
 from letheon.errors import CannotFinish
 from letheon.models import decoder_linears, load_model
 from letheon.numerics.grids import grid_named, quantize
+from letheon.runs.ledger import load_record
 from letheon.runs.progress import Progress
 from letheon.tiny.model import tiny_config
 from letheon.tiny.tokenizer import tiny_tokenizer
@@ -136,9 +137,13 @@ def trained(width: int, seed: int, out: Path) -> World:
     return World(files, done.folder)
 
 
-def row(name: str, settings: Mapping[str, Any], width: int, seed: int, world: World, out: Path) -> dict[str, Any]:
-    """Forget, and ask on every grid."""
+def row(
+    name: str, settings: Mapping[str, Any], width: int, seed: int, world: World, out: Path, *, is_running: bool
+) -> dict[str, Any]:
+    """Forget, and ask on every grid; without `is_running` only what has been forgotten before."""
     place = out / f"{name.replace(' ', '-')}-{width}-{seed}"
+    if not is_running and not has_ended(place):
+        return {"not_measured": "not run yet"}
     began = time.process_time()
     try:
         folder, ended = unlearned(
@@ -155,6 +160,11 @@ def row(name: str, settings: Mapping[str, Any], width: int, seed: int, world: Wo
     found["cpu_seconds"] = round(time.process_time() - began, 1)
     print(f"width {width}, seed {seed}, {name}: {short(found)}", flush=True)
     return found
+
+
+def has_ended(place: Path) -> bool:
+    """Whether a run folder holds a finished run."""
+    return any(entry.status == "done" for entry in load_record(place).stages)
 
 
 def asked(folder: Path, world: World, keep: Path) -> dict[str, Any]:
@@ -230,12 +240,12 @@ def short(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def storage_rows(
-    storage: str, rate: float, width: int, seed: int, world: World, out: Path
+    storage: str, rate: float, width: int, seed: int, world: World, out: Path, *, is_running: bool
 ) -> dict[str, dict[str, Any]]:
     """One storage at one rate; float32 is asked once more as a bfloat16 file."""
     name = f"{storage} {rate:g}"
     settings = {**(STORED if storage == "bf16" else MASTERS), "learning_rate": rate}
-    found = {name: row(name, settings, width, seed, world, out)}
+    found = {name: row(name, settings, width, seed, world, out, is_running=is_running)}
     if storage == "float32" and "not_measured" not in found[name]:
         source = out / f"{name.replace(' ', '-')}-{width}-{seed}" / "1-forget"
         found[f"float32-bf16 {rate:g}"] = once_rounded(source, width, seed, world, out, f"float32-bf16 {rate:g}")
@@ -248,22 +258,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/evidence/precision"))
     parser.add_argument("--widths", type=int, nargs="+", default=list(WIDTHS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--finished", action="store_true", help="forget nothing; ask what is finished")
     given = parser.parse_args()
     one_thread()
+    running = not given.finished
     found: dict[int, dict[int, dict[str, Any]]] = {width: {} for width in given.widths}
     for seed in given.seeds:
         for width in given.widths:
+            if not running and not has_ended(given.out / f"original-{width}-{seed}"):
+                continue
             world = trained(width, seed, given.out)
             knows = exam(world.original, world.files, grids=GRIDS, keep=given.out / f"knows-{width}-{seed}.json")
             rows: dict[str, Any] = {"original": rounded({name: one["forget"] for name, one in knows.items()})}
             print(f"width {width}, seed {seed}, original: {rows['original']}", flush=True)
             pairs = [(kind, rate) for rate in RATES for kind in ("bf16", "float32")]
             for storage, rate in pairs if seed == MAPPED else CORNERS:
-                rows |= storage_rows(storage, rate, width, seed, world, given.out)
+                rows |= storage_rows(storage, rate, width, seed, world, given.out, is_running=running)
             for name in REMEDIES if seed == MAPPED else CONFIRMED:
                 if width not in ONLY_AT.get(name, WIDTHS):
                     continue
-                rows[name] = row(name, REMEDIES[name], width, seed, world, given.out)
+                rows[name] = row(name, REMEDIES[name], width, seed, world, given.out, is_running=running)
             found[width][seed] = rows
             write("precision", {"settings": SETTINGS, "regained": regained(found), "rows": found})
 
