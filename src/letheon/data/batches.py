@@ -90,9 +90,9 @@ def collate(examples: Sequence[Example], items: Sequence[int], *, pad: int) -> B
 def batch_tokens_on(device: str) -> int:
     """Padded tokens of one forward pass without gradients, on "cpu" or "cuda:0".
 
-    The activations of 1,024 tokens stay in a CPU's cache: with 4,096 the tiny model took a tenth longer.
+    On two CPU cores the tiny model takes 7 % less time with 2,048 than with 1,024, and no less with more.
     """
-    return 1024 if device == "cpu" else 4096
+    return 2048 if device == "cpu" else 4096
 
 
 def by_length(
