@@ -79,15 +79,15 @@ def side(
         moving = {name: moving[name] for name in active}
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in moving)
+    movers = Movers(moving, active)
     gradient = make_gradient(
         forget=forget_term,
         retain=retain_term,
         balance=build("balance", balance),
         smoother=smoother,
-        smoother_state=smoother.init(moving, 0),
-        parameters=list(moving.values()),
+        smoother_state=smoother.init(movers.of, 0),
+        parameters=movers,
         pad=PAD,
-        active=[active.get(name) for name in moving] if active else (),
         is_joint=is_joint,
     )
     made = build("rate", rate)
@@ -100,9 +100,8 @@ def side(
         optimizer=OPTIMIZER,
         rate=made,
         probe=MeanLoss(retain_term, "retain"),
-        active=active,
+        movers=movers,
     )
-    movers = Movers(moving, active)
     optimizer = make_optimizer(list(movers.of.values()), OPTIMIZER)
     state = made.init(OPTIMIZER.learning_rate) if isinstance(made, FittedRate) else {}
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -313,6 +313,15 @@ class Survival:
         return self.survived / self.moved if self.moved else None
 
 
+Exact = Callable[[str, "Tensor"], "Tensor"]
+"""(name, tensor of the model) -> the same as training holds it, where the model's own precision is lower."""
+
+
+def as_it_is(name: str, tensor: Tensor) -> Tensor:
+    """The tensor that the model has."""
+    return tensor
+
+
 def save_model(
     model: Any,
     target: Path,
@@ -321,6 +330,7 @@ def save_model(
     save_dtype: str = "original",
     card: str = "",
     gate_units: Sequence[str] = (),
+    exact: Exact = as_it_is,
 ) -> Survival:
     """Write a model folder next to nothing else: weights in the original's precision, tokenizer, model card.
 
@@ -331,6 +341,7 @@ def save_model(
         save_dtype: "original" or a torch dtype's name.
         card: text of the README.md.
         gate_units: hashes of the strangers that a gate looked at; those of the original's own are carried over.
+        exact: what training holds of a tensor beyond what the model does; asked for one tensor at a time.
     Returns:
         How much of the change survived the file (read back from it).
     """
@@ -351,7 +362,7 @@ def save_model(
             entry = entries.get(names.get(name, _bare(name, model)))
             keeps = save_dtype == "original" and entry is not None and entry.dtype in DTYPES
             dtype = DTYPES[entry.dtype] if entry is not None and keeps else wanted
-            converted[place] = tensor.to(getattr(torch, dtype))
+            converted[place] = exact(name, tensor).to(getattr(torch, dtype))
             if not torch.isfinite(converted[place]).all():
                 raise CannotFinish(
                     f"tensor {name} holds NaN or infinity as {dtype}; nothing was saved. Use a smaller learning rate"
@@ -365,7 +376,7 @@ def save_model(
         (target / "README.md").write_text(card, encoding="utf-8")
     if used := sorted({*gate_units, *read_gate_units(original.path)}):
         (target / GATE_NAME).write_text(json.dumps({"gate_units": used}, indent=1) + "\n", encoding="utf-8")
-    return survival(model, target, original=original)
+    return survival(model, target, original=original, exact=exact)
 
 
 def read_gate_units(folder: Path) -> list[str]:
@@ -408,11 +419,13 @@ def _names_in_files(model: Any, state: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: places[tensor.data_ptr()] for name, tensor in state.items() if tensor.data_ptr() in places}
 
 
-def survival(model: Any, saved: Path, *, original: ModelFolder) -> Survival:
+def survival(model: Any, saved: Path, *, original: ModelFolder, exact: Exact = as_it_is) -> Survival:
     """Compare memory, saved file and original file, tensor by tensor."""
     import torch
 
-    state = _as_in_files(model, {name: tensor.detach() for name, tensor in model.state_dict().items()})
+    in_memory = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    state = _as_in_files(model, in_memory)
+    names = {place: name for name, place in _names_in_files(model, in_memory).items()}
     saved_folder = read_folder(saved, role="saved folder")
     in_saved = {_bare(name, model): name for name in saved_folder.tensors}
     moved = survived = total = 0
@@ -421,7 +434,8 @@ def survival(model: Any, saved: Path, *, original: ModelFolder) -> Survival:
         if name not in in_saved or name not in state or not before.is_floating_point():
             continue
         after = read_tensor(saved_folder, in_saved[name])
-        has_moved = state[name].cpu().to(torch.float32) != before.to(torch.float32)
+        held = exact(names[name], state[name].cpu()) if name in names else state[name].cpu()
+        has_moved = held.to(torch.float32) != before.to(torch.float32)
         stays_moved = after.to(torch.float32) != before.to(torch.float32)
         moved += int(has_moved.sum())
         survived += int((has_moved & stays_moved).sum())

@@ -25,6 +25,7 @@ from letheon.training.loop import Loop, OptimizerSettings, run_loop
 from letheon.training.losses import Body
 from letheon.training.prepare import Opened
 from letheon.training.rates.constant import Constant
+from letheon.unlearning.attaching import attach, detach
 from letheon.unlearning.balances.weighted import Weighted
 from letheon.unlearning.binding import ask_original, bind, chosen_layer
 from letheon.unlearning.forget_terms.gradient_ascent import GradientAscent
@@ -281,11 +282,18 @@ class Kept:
         return copy.deepcopy(self.last)
 
 
+def opened_in(scope: Any, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A fresh model with what a scope adds to it."""
+    model: nn.Module = make_model("llama").to(dtype)
+    attach(scope, model, seed=0)
+    return model
+
+
 def run_in(
     scope: Any, steps: int, store: Kept, *, dtype: torch.dtype = torch.float32, stop_at: int | None = None
 ) -> nn.Module:
     """Steps of random gradients in a scope, on a fresh model."""
-    model: nn.Module = make_model("llama").to(dtype)
+    model = opened_in(scope, dtype)
     moving = scope.select(model)
     state = scope.init(model, moving)
 
@@ -322,7 +330,7 @@ def weights(model: nn.Module) -> dict[str, bytes]:
 @pytest.mark.parametrize(("kind", "spec"), every_variation("scope"))
 def test_a_scope_moves_what_it_names_and_nothing_else(kind: str, spec: dict[str, Any]) -> None:
     scope = build(kind, spec)
-    model = make_model("llama")
+    model = opened_in(scope)
     named = dict(model.named_parameters())
     moving = scope.select(model)
     assert moving and all(named[name] is parameter for name, parameter in moving.items())
@@ -336,7 +344,7 @@ def test_a_scope_puts_back_once_and_for_all(kind: str, spec: dict[str, Any]) -> 
     scope = build(kind, spec)
     model = run_in(scope, 4, Kept())
     for dtype in (torch.float32, torch.float64):
-        fresh = make_model("llama").to(dtype)
+        fresh = opened_in(scope, dtype)
         moving = scope.select(fresh)
         state = scope.init(fresh, moving)
         with torch.no_grad():
@@ -357,6 +365,15 @@ def test_a_scope_continues_where_it_was_stopped(kind: str, spec: dict[str, Any])
     with pytest.raises(KeyboardInterrupt):
         run_in(scope, 5, store, stop_at=3)
     assert weights(run_in(scope, 5, store)) == straight
+
+
+@pytest.mark.parametrize(("kind", "spec"), every_variation("scope"))
+def test_a_scope_leaves_the_model_as_it_was_made(kind: str, spec: dict[str, Any]) -> None:
+    """Names, order and types; what it added is gone. Nothing has moved where no step was made."""
+    model = opened_in(build(kind, spec))
+    detach(build(kind, spec), model, original=Path("m"))
+    assert weights(model) == weights(make_model("llama"))
+    assert [type(module) for module in model.modules()] == [type(module) for module in make_model("llama").modules()]
 
 
 # --- rates

@@ -69,6 +69,27 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "forget, inside bins": ("forget", {**DATA, **STEPS, "scope": "in_bin"}),
     "forget, ngdiff, fitted rate": ("forget", {**DATA, **STEPS, "balance": "ngdiff", "rate": "gen"}),
     "forget, few rows": ("forget", {**DATA, **STEPS, "scope": "sure"}),
+    "forget, few rows, others every step": (
+        "forget",
+        {**DATA, **STEPS, "scope": {"name": "sure", "refresh": "step"}},
+    ),
+    "forget, adapter": ("forget", {**DATA, **STEPS, "scope": "adapter"}),
+    "forget, adapter through a grid": (
+        "forget",
+        {**DATA, **STEPS, "scope": {"name": "adapter", "merge": False}, "through": "int4", "smooth": "sam"},
+    ),
+    "forget, few rows, held as stored": (
+        "forget",
+        {**DATA, **STEPS, "model": "half", "weights": "stored", "scope": "sure", "learning_rate": 1e-2},
+    ),
+    "forget, adapter, held as stored": (
+        "forget",
+        {**DATA, **STEPS, "model": "half", "weights": "stored", "scope": "adapter", "learning_rate": 1e-2},
+    ),
+    "forget, all as the file has them": (
+        "forget",
+        {**DATA, **STEPS, "model": "half", "weights": "stored", "master_dtype": "param", "learning_rate": 1e-2},
+    ),
     "forget, through a grid": ("forget", {**DATA, **STEPS, "through": "int4"}),
     "forget, plain descent": ("forget", {**DATA, **STEPS, "optimizer": "sgd"}),
     "quantize": ("quantize", {}),
@@ -85,6 +106,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 SLOW = (
+    "forget, few rows, others every step",
+    "forget, adapter through a grid",
+    "forget, adapter, held as stored",
+    "forget, all as the file has them",
     "forget, few rows",
     "train, micro-batches",
     "forget, npo + klr, micro-batches, texts repeated",
@@ -375,7 +400,7 @@ def test_the_command_says_it_in_words_and_as_json(
     said = capsys.readouterr().out
     assert said.startswith("forget: all inputs are in order; nothing was run or written\nmemory ")
     assert "of tensors at the highest moment (free on cpu now: 3 GB)" in said
-    assert "weights, in float32" in said and "AdamW's moments" in said
+    assert "weights, with float32 copies of what moves" in said and "AdamW's moments" in said
     assert "with at most 3 steps of " in said and said.endswith("; rough\n")
     assert run([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -236,9 +236,11 @@ def test_what_cannot_be_shared_is_refused_by_name_before_anything_is_loaded(
         "Run it without torchrun, or choose another"
         for what in refused
     ]
-    for smooth, scope in (("gradient_penalty", "in_bin"),):
+    for smooth, scope in (("gradient_penalty", "in_bin"), ("curvature", "adapter")):
         with pytest.raises(BadInput, match=rf"smooth '{smooth}' is not known to give in 2 .*\n- scope '{scope}' is"):
             check_request({**given, "smooth": smooth, "scope": scope})
+    with pytest.raises(BadInput, match=r"scope 'sure' is not known to give in 2 .*\n- weights 'stored' is not known"):
+        check_request({**given, "scope": {"name": "sure", "refresh": "step"}, "weights": "stored"})
 
 
 def test_a_method_of_ones_own_has_to_say_that_it_can_be_shared(two: None, folder: Path, tmp_path: Path) -> None:

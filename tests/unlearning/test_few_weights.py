@@ -17,12 +17,15 @@ from letheon.training.active import Active
 from letheon.training.loop import Loop, run_loop
 from letheon.unlearning import forget as module
 from letheon.unlearning.saliency import saliency
-from tests.architectures.models import saved
+from tests.architectures.models import make_model, save_model_folder, saved
 from tests.toys import bits
 from tests.unlearning.test_forget import Interrupt, World, captured, metrics, run, weights
 
 SURE = {"name": "sure", "percentile": 80.0}
 HARD: dict[str, Any] = {"weight_decay": 0.3, "learning_rate": 1e-2}
+
+
+STEP = {**SURE, "refresh": "step"}
 
 
 def parameters(folder: Path) -> dict[str, torch.Tensor]:
@@ -78,7 +81,7 @@ def test_saliency_is_the_gradient_of_the_whole_sets_mean(
     def noted(scope: Any, term: Any, opened: Any, moving: Any, examples: Any) -> dict[str, Active]:
         for tokens in (1, 10_000):
             monkeypatch.setattr("letheon.data.batches.batch_tokens_on", lambda device, tokens=tokens: tokens)
-            found.append(saliency(term, opened, moving, examples))
+            found.append(list(saliency(term, opened, moving, examples)))
         monkeypatch.undo()
         return original(scope, term, opened, moving, examples)
 
@@ -86,6 +89,88 @@ def test_saliency_is_the_gradient_of_the_whole_sets_mean(
     run(world, tmp_path / "run", scope=SURE, steps=1)
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+# --- a map for every step
+
+
+def test_percentile_0_is_the_plain_run_however_often_the_map_is_made(world: World, tmp_path: Path) -> None:
+    scope = {"name": "sure", "percentile": 0.0, "refresh": "step"}
+    plain = run(world, tmp_path / "plain", **HARD)
+    assert weights(run(world, tmp_path / "sure", scope=scope, **HARD).folder) == weights(plain.folder)
+
+
+def changed_units(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[tuple[str, int]]:
+    return {
+        (name, row)
+        for name, old in before.items()
+        for row, (one, other) in enumerate(zip(old, after[name], strict=True))
+        if bits(one) != bits(other)
+    }
+
+
+@pytest.mark.parametrize("percentile", [100.0, 80.0])
+@pytest.mark.parametrize("changes", [{}, {"balance": "ngdiff"}, {"smooth": "sam"}, {"micro_batch_size": 2}, {"optimizer": "sgd", "learning_rate": 0.5}], ids=str)  # fmt: skip
+def test_a_step_moves_the_units_of_its_own_forget_gradient_and_no_other(
+    world: World, tmp_path: Path, percentile: float, changes: dict[str, Any]
+) -> None:
+    """Expected units: from norms of rows of the same batch's gradient, made here a second time."""
+    scope = {"name": "sure", "percentile": percentile, "refresh": "step"}
+    loop = captured(world, tmp_path / "run", scope=scope, **{**HARD, **changes})
+    gradient: Any = loop.gradient
+    seen: list[tuple[set[tuple[str, int]], set[tuple[str, int]]]] = []
+    expected: set[tuple[str, int]] = set()
+    before: dict[str, torch.Tensor] = {}
+
+    def noted(model: Any, parts: Any) -> Any:
+        nonlocal expected, before
+        before = {name: parameter.detach().clone() for name, parameter in loop.moving.items()}
+        slopes = dict(zip(loop.moving, gradient.forget(model, parts).tensors, strict=True))
+        norms = {(name, row): float(one.norm()) for name, slope in slopes.items() for row, one in enumerate(slope)}
+        place = -(-int(percentile) * (len(norms) - 1) // 100)
+        threshold = sorted(norms.values())[place]
+        expected = {unit for unit, norm in norms.items() if norm >= threshold}
+        return gradient(model, parts)
+
+    def looked(line: dict[str, Any]) -> None:
+        now = {name: parameter.detach() for name, parameter in loop.moving.items()}
+        seen.append((changed_units(before, now), expected))
+        assert line["active_units"] == len(expected)
+
+    loop.gradient, loop.log, loop.checkpoints = noted, looked, None
+    run_loop(loop)
+    assert len(seen) == 6 and all(moved == wanted for moved, wanted in seen)
+    if percentile == 100:
+        assert all(len(moved) == 1 for moved, _ in seen)
+    else:
+        assert len({frozenset(moved) for moved, _ in seen}) > 1, "maps differ from step to step"
+
+
+@pytest.mark.parametrize("changes", [{"scope": STEP}, {"scope": STEP, "master_dtype": "param", "model": "half"}, {"scope": {**STEP, "granularity": "element"}, "rate": {"name": "gen", "every": 2}}], ids=str)  # fmt: skip
+def test_a_killed_run_with_a_map_for_every_step_continues_to_the_same_bits(
+    world: World, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    if changes.get("model") == "half":
+        changes = {**changes, "model": save_model_folder(make_model("llama"), tmp_path / "half", dtype=torch.bfloat16)}
+    straight = run(world, tmp_path / "straight", **changes)
+    with pytest.raises(KeyboardInterrupt):
+        run(world, tmp_path / "killed", progress=Interrupt(at=3), **changes)
+    again = run(world, tmp_path / "killed", **changes)
+    assert weights(again.folder) == weights(straight.folder) and metrics(again.folder) == metrics(straight.folder)
+
+
+def test_where_nothing_is_left_to_forget_nothing_moves(world: World, tmp_path: Path) -> None:
+    scope = {**STEP, "percentile": 30.0}
+    loop = captured(world, tmp_path / "run", scope=scope, method={"name": "npo", "until": 1e-6}, **HARD)
+    before = {name: bits(parameter) for name, parameter in loop.moving.items()}
+    lines: list[dict[str, Any]] = []
+    loop.log, loop.checkpoints = lines.append, None
+    run_loop(loop)
+    assert {name: bits(parameter) for name, parameter in loop.moving.items()} == before
+    assert [line["active_units"] for line in lines] == [0.0] * 6
+
+
+# --- both
 
 
 @pytest.mark.parametrize("changes", [{"scope": SURE}, {"through": "int4"}, {"scope": SURE, "through": "fp4", "smooth": "sam"}], ids=str)  # fmt: skip

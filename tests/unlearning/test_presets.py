@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -18,13 +19,16 @@ from letheon.unlearning.forget_terms.idk import IDK
 from letheon.unlearning.forget_terms.npo import NPO
 from letheon.unlearning.forget_terms.rmu import RMU
 from letheon.unlearning.forget_terms.simnpo import SimNPO
+from letheon.unlearning.layers import layer_of
 from letheon.unlearning.presets import PRESETS, preset
 from letheon.unlearning.retain_terms.activation import Activation
 from letheon.unlearning.retain_terms.gdr import GDR
 from letheon.unlearning.retain_terms.klr import KLR
 from letheon.unlearning.retain_terms.none import NoRetain
+from letheon.unlearning.scopes.layers import Layers
 from letheon.unlearning.scopes.sure import Sure
 from letheon.unlearning.smoothers.sam import SAM
+from tests.toys import llama
 
 
 def settings(name: str) -> ForgetSettings:
@@ -99,6 +103,17 @@ def test_the_other_forget_terms_are_what_their_papers_trained() -> None:
     assert build("retain_term", rmu.retain_term) == Activation()
     assert (rmu.learning_rate, rmu.batch_size, rmu.steps, rmu.clip) == (5e-5, 4, 150, None)
     assert "recalled" in PRESETS["rmu"].paper
+
+
+def test_the_row_of_rmu_says_how_to_give_its_narrow_scope() -> None:
+    """Which names fit depends on the model's depth, so the row itself cannot hold it."""
+    paper = PRESETS["rmu"].paper
+    [pattern] = re.findall(r'--scope layers --scope\.patterns "(.*)"', paper)
+    model = llama(layers=32, width=8)
+    assert list(Layers(patterns=(pattern,)).select(model)) == [
+        f"model.layers.{n}.mlp.down_proj.weight" for n in (5, 6, 7)
+    ]
+    assert layer_of(RMU(), beside=RMU(), depth=32) == 7
 
 
 def test_what_is_handed_out_does_not_change_the_table() -> None:

@@ -21,7 +21,7 @@ CHOICES: dict[str, list[Any]] = {
     "retain_term": names("retain_term"),
     "balance": names("balance"),
     "smooth": names("smoother"),
-    "scope": names("scope"),
+    "scope": [*names("scope"), "sure at every step"],
     "rate": ["constant", "gen"],
     "through": [None, "int4"],
 }
@@ -29,6 +29,7 @@ SETTINGS: dict[str, Any] = {
     "weight_average": {"name": "weight_average", "start": 1, "every": 1},
     "randomized": {"name": "randomized", "sigma": 1e-3},
     "gen": {"name": "gen", "every": 2, "bracket": 3},
+    "sure at every step": {"name": "sure", "refresh": "step"},
 }
 """What a name alone would not do in three steps."""
 DEFAULT = 4
@@ -79,6 +80,8 @@ def is_refused(row: dict[str, Any]) -> str:
     """The reason that has to be given, where a row cannot be."""
     if row["retain_term"] == "none" and (row["balance"] != "weighted" or row["rate"] == "gen"):
         return "retain term 'none'"
+    if row["smooth"] == "weight_average" and row["scope"] == "adapter":
+        return "the mean of each is not the factors of the mean weights"
     return ""
 
 

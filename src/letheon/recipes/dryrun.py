@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from letheon.recipes.estimates import Estimate
 
 _WORDS = {
-    "weights": "weights, in float32",
+    "weights": "weights, with float32 copies of what moves",
     "gradients": "gradients",
     "optimizer": "AdamW's moments",
     "references": "what the original said, and limits of a scope",
@@ -101,12 +101,9 @@ def dry_run(verb: str, settings: Mapping[str, Any]) -> DryRun:
     peak = sum(found.memory.values())
     warnings = checked.warnings
     if free is not None and peak > TIGHT * free:
-        remedy = (
-            "a smaller --batch-size or --micro-batch-size, or a larger machine" if found.steps else "a larger machine"
-        )
         warnings = (
             *warnings,
-            f"{_size(peak)} is more than {checked.device} has room for. Use {remedy}",
+            f"{_size(peak)} is more than {checked.device} has room for. {_remedy(verb, found, TIGHT * free)}",
         )
     return DryRun(
         verb=verb,
@@ -119,6 +116,20 @@ def dry_run(verb: str, settings: Mapping[str, Any]) -> DryRun:
         seconds=found.seconds,
         warnings=warnings,
     )
+
+
+def _remedy(verb: str, found: Estimate, room: float) -> str:
+    """What takes less memory: smaller batches, or where these would not help, fewer weights that move."""
+    held = sum(found.memory.get(part, 0) for part in ("weights", "gradients", "optimizer"))
+    if verb == "forget" and held > room:
+        return (
+            f"Smaller batches would not help: weights, gradients and moments alone are {_size(held)}. Let fewer "
+            "weights move (--scope sure or --scope adapter), keep them as the file does (--master-dtype param "
+            "--weights stored), or use a larger machine"
+        )
+    if found.steps:
+        return "Use a smaller --batch-size or --micro-batch-size, or a larger machine"
+    return "Use a larger machine"
 
 
 @dataclass(frozen=True)

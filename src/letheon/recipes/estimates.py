@@ -17,7 +17,7 @@ import torch
 
 from letheon.data.batches import Batch, batch_tokens_on, by_length
 from letheon.data.encode import Encoder, Example
-from letheon.models import DTYPES, ModelFolder, decoder_linears, load_tokenizer, working_dtype
+from letheon.models import DTYPES, Exact, ModelFolder, as_it_is, decoder_linears, load_tokenizer, working_dtype
 from letheon.quantization.pipeline import round_layers
 from letheon.recipes.rehearsal import Rehearsal, Work, seconds
 from letheon.runs.progress import Progress
@@ -109,24 +109,25 @@ def open_rehearsed(
     folder: ModelFolder,
     encoder: Encoder,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    dtype: str = "float32",
 ) -> Opened:
     """A model without its weights, as a verb opens the real one."""
-    model = rehearsal.model(folder)
+    model = rehearsal.model(folder, dtype)
     return Opened(model, Body(model), encoder, rehearsal.device, autocast)
 
 
 @torch.no_grad()
-def save(model: Any, folder: ModelFolder, save_dtype: str) -> None:
+def save(model: Any, folder: ModelFolder, save_dtype: str, exact: Exact = as_it_is) -> None:
     """What `save_model` holds beside the model: all of it in the file's dtype, and two files read tensor by tensor."""
     state = {name: parameter.detach().to("cpu") for name, parameter in model.named_parameters()}
     stored = storage_dtypes(folder, state)
     target = None if save_dtype == "original" else getattr(torch, save_dtype)
-    written = [tensor.to(target or stored[name]) for name, tensor in state.items()]
+    written = [exact(name, tensor).to(target or stored[name]) for name, tensor in state.items()]
     for name, entry in folder.tensors.items():
         if entry.dtype in DTYPES:
             before = torch.empty(entry.shape, dtype=getattr(torch, DTYPES[entry.dtype]))
             after = torch.empty(entry.shape, dtype=target or before.dtype)
-            has_moved = state.get(name, before) != before.float()
+            has_moved = exact(name, state.get(name, before)).float() != before.float()
             stays_moved = after.float() != before.float()
             _ = has_moved & stays_moved
     del written  # till here

@@ -127,15 +127,15 @@ class Rehearsal:
         """Done since the start, or since `start_counting`."""
         return self._counter.work
 
-    def model(self, folder: ModelFolder) -> Any:
-        """The model of a checked folder in float32, without its weights."""
+    def model(self, folder: ModelFolder, dtype: str = "float32") -> Any:
+        """The model of a checked folder, without its weights. `dtype`: as `load_model` has it."""
         from transformers import AutoConfig, AutoModelForCausalLM
 
         with quiet_transformers():
             config = AutoConfig.from_pretrained(str(folder.path), local_files_only=True, trust_remote_code=False)
             with torch.device(self.device):
                 made = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                    config, dtype=torch.float32, trust_remote_code=False
+                    config, dtype=getattr(torch, folder.dtype if dtype == "stored" else dtype), trust_remote_code=False
                 )
         model: Any = made.eval()
         self.bytes.label("weights", [*model.parameters(), *model.buffers()])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from letheon.data.batches import Batch, EpochOrder, RandomOrder, batch_tokens_on, by_length, collate
 from letheon.data.encode import Encoder, Example
 from letheon.methods import name_of
-from letheon.models import ModelFolder, working_dtype
+from letheon.models import ModelFolder, as_it_is, working_dtype
 from letheon.numerics.grids import CodebookGrid, Grid
 from letheon.recipes.estimates import (
     Estimate,
@@ -44,9 +44,11 @@ from letheon.training.stepping import MOMENTS, OptimizerSettings
 from letheon.training.straight_through import straight_through
 from letheon.training.train import storage_dtypes
 from letheon.unlearning import forget as forgetting
+from letheon.unlearning.attaching import attach, detach
 from letheon.unlearning.binding import bind, chosen_layer
+from letheon.unlearning.choosing import counts_of, make_step_gradient
 from letheon.unlearning.gate import Gate
-from letheon.unlearning.objective import Provider, TermLoss, make_gradient
+from letheon.unlearning.objective import Provider, TermLoss
 from letheon.unlearning.reference import (
     IN_MEMORY_BYTES,
     HiddenCache,
@@ -55,6 +57,7 @@ from letheon.unlearning.reference import (
     first_rows,
     width_of,
 )
+from letheon.unlearning.saliency import in_turn
 
 STEPS_LOOKED_AT = 200
 """Steps whose batches are made in search of the largest."""
@@ -78,6 +81,11 @@ class Plan:
     """Asked between steps."""
     through: Grid | CodebookGrid | None = None
     """Every forward pass goes through this grid."""
+    scope: Any = None
+    """What may add weights of its own."""
+    seed: int = 0
+    held_as: str = "float32"
+    """How the model is held in memory, as `load_model` has it."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,8 @@ class Prepared:
     probe: MeanLoss | None = None
     scope: Any = None
     scope_state: dict[str, Tensor] = field(default_factory=dict)
-    active: Mapping[str, Active] = field(default_factory=dict)
+    movers: Movers | None = None
+    counts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def of_train(request: training.Request) -> Estimate:
@@ -163,30 +172,34 @@ def of_forget(request: forgetting.Request) -> Estimate:
         moving: dict[str, nn.Parameter] = methods["scope"].select(opened.model)
         likely = getattr(methods["scope"], "likely", None)
         active: dict[str, Active] = {}
-        smoother_state = methods["smooth"].init(moving, wanted.seed)
         gate = Gate(torch.zeros(len(forget_examples), device=opened.device)) if is_gated else None
         forget_term = bound("method", request.others, gate)
         retain_term = bound("retain_term") if name_of(methods["retain_term"]) != "none" else None
-        if likely is not None:
-            # The choice looks at one gradient of everything.
-            found = MeanGradient(forget_term, "forget", list(moving.values()), opened.autocast)
-            found(opened.model.requires_grad_(True), {"forget": longest})
-            opened.model.requires_grad_(False)
+        is_refreshed = getattr(methods["scope"], "is_refreshed", False)
+        if likely is not None and not is_refreshed:
+            # The choice looks at gradients of everything, some after others.
+            for _ in in_turn(forget_term, opened.model, moving, longest, opened.autocast):
+                pass
             active = likely(moving)
-        gradient = make_gradient(
+        movers = Movers(moving, active, keeps_dtype=wanted.master_dtype == "param")
+        rehearsal.bytes.label("weights", movers)
+        smoother_state = methods["smooth"].init(movers.of, wanted.seed)
+        gradient = make_step_gradient(
+            movers=movers,
             forget=forget_term,
             retain=retain_term,
             balance=methods["balance"],
             smoother=methods["smooth"],
             smoother_state=smoother_state,
-            parameters=list(moving.values()),
             pad=encoder.pad,
             autocast=opened.autocast,
-            active=[active[name] for name in moving] if active else (),
+            choose=(lambda _: methods["scope"].likely(moving)) if is_refreshed else None,
         )
-        state = {**methods["scope"].init(opened.model, moving), **smoother_state}
+        scope_state = methods["scope"].init(opened.model, moving)
+        state = {**scope_state, **smoother_state}
         probe = None if retain_term is None else MeanLoss(retain_term, "retain")
-        return Prepared(gradient, moving, probe, methods["scope"], state, active)
+        counts = counts_of(methods["scope"], scope_state)
+        return Prepared(gradient, moving, probe, methods["scope"], state, movers, counts)
 
     plan = Plan(
         folder=request.folder,
@@ -200,6 +213,9 @@ def of_forget(request: forgetting.Request) -> Estimate:
         before=_before(request, examples, encoder),
         looks=_looks(request, steps, encoder),
         through=wanted.grid,
+        scope=methods["scope"],
+        seed=wanted.seed,
+        held_as=request.held_as,
     )
     return _rehearsed(plan, prepare)
 
@@ -279,8 +295,10 @@ def _rehearsed(plan: Plan, prepare: Callable[[Opened, Rehearsal], Prepared]) -> 
     """The largest steps through the real loop, and what is asked around them."""
     largest, share = _largest_steps(plan)
     with Rehearsal(plan.device) as rehearsal:
-        opened = open_rehearsed(rehearsal, plan.folder, plan.encoder, _autocast(plan.device))
+        opened = open_rehearsed(rehearsal, plan.folder, plan.encoder, _autocast(plan.device), plan.held_as)
         model = opened.model
+        attach(plan.scope, model, seed=plan.seed)
+        rehearsal.bytes.label("weights", model.parameters())
         with straight_through(model, plan.through):
             work = ask(opened, rehearsal, plan.before)
             prepared = prepare(opened, rehearsal)
@@ -297,7 +315,8 @@ def _rehearsed(plan: Plan, prepare: Callable[[Opened, Rehearsal], Prepared]) -> 
                     optimizer=plan.optimizer,
                     rate=plan.rate,
                     probe=prepared.probe,
-                    active=prepared.active,
+                    movers=prepared.movers,
+                    counts=prepared.counts,
                     after_step=watched.after_step,
                     memory=prepared.scope_state,
                     look=look,
@@ -306,7 +325,9 @@ def _rehearsed(plan: Plan, prepare: Callable[[Opened, Rehearsal], Prepared]) -> 
                     storage=storage_dtypes(plan.folder, prepared.moving),
                 )
             )
-        save(model, plan.folder, plan.save_dtype)
+        _, exact = detach(plan.scope, model, original=plan.folder.path)
+        held = prepared.movers.exact if prepared.movers is not None else as_it_is
+        save(model, plan.folder, plan.save_dtype, lambda name, tensor: exact(name, held(name, tensor)))
     step = time_of(watched.work * share, watched.rows, model, plan.device)
     around = time_of(work + look.work, batch_tokens_on(plan.device), model, plan.device)
     return Estimate(by_part(rehearsal), around + step * plan.steps, plan.steps, step)
@@ -319,7 +340,7 @@ class _Watched:
         self.rehearsal = rehearsal
         self.prepared = prepared
         # From the second step on the optimizer's moments are there; for the first one rehearsed these stand for them.
-        movers = Movers(prepared.moving, prepared.active).of.values()
+        movers = prepared.moving.values() if prepared.movers is None else prepared.movers
         self.moments = [torch.zeros_like(mover) for mover in movers for _ in moments]
         rehearsal.bytes.label("optimizer", self.moments)
         self.work = Work()

@@ -1,7 +1,7 @@
-"""From losses to gradients: tensors aligned with the parameters that may move.
+"""From losses to gradients: tensors aligned with what may move.
 
 A `Gradient` takes the model and the parts of one logical batch (each part a list of micro-batches) and returns one
-tensor a moving parameter, and figures for the log. It is made by `.backward()` and taken out of `.grad`, because hooks
+tensor of each that moves, and figures for the log. It is made by `.backward()` and taken out of `.grad`, because hooks
 and sharding need that. Counts are added up over the whole logical batch first; the division happens once.
 
 Source: this project.  Checked against: one batch of 8 = 8 micro-batches of 1, finite differences.
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from letheon.data.batches import Batch
+from letheon.training.active import Active, Movers
 from letheon.training.sharding import ALONE, Processes, joined_norm, local
 
 Parts = Mapping[str, Sequence[Batch]]
@@ -27,10 +28,12 @@ Parts = Mapping[str, Sequence[Batch]]
 
 @dataclass(frozen=True)
 class Gradients:
-    """One tensor a moving parameter (float32, the parameter's shape), and figures for the log."""
+    """One tensor of what moves (its shape and dtype, see `Movers`), and figures for the log."""
 
     tensors: list[Tensor]
     figures: dict[str, float]
+    units: Mapping[str, Active] | None = None
+    """Name -> the units that this step moves, and nothing else; None: whatever may move."""
 
 
 @runtime_checkable
@@ -90,11 +93,14 @@ class MeanGradient:
         """
         batches = parts[self.part]
         total = sum(self.loss.count(batch) for batch in batches)
+        whole: Sequence[Tensor] = self.parameters
+        if isinstance(self.parameters, Movers):
+            whole, direction = self.parameters.parameters, self.parameters.widen(direction)
         for batch in batches:
             with self.autocast(), sdpa_kernel(SDPBackend.MATH):
                 loss_sum, _ = self.loss(model, batch)
                 found: Sequence[Tensor | None] = torch.autograd.grad(
-                    loss_sum / total, self.parameters, create_graph=True, allow_unused=True
+                    loss_sum / total, whole, create_graph=True, allow_unused=True
                 )
                 terms = [
                     (one * along).sum()
@@ -128,6 +134,8 @@ class MeanLoss:
 
 def take(parameters: Sequence[Tensor]) -> list[Tensor]:
     """Move the gradients out of `.grad`; a parameter that had no part in the loss gets zeros."""
+    if isinstance(parameters, Movers):
+        return parameters.take()
     taken: list[Tensor] = []
     for parameter in parameters:
         taken.append(parameter.grad if parameter.grad is not None else torch.zeros_like(parameter))
@@ -137,7 +145,8 @@ def take(parameters: Sequence[Tensor]) -> list[Tensor]:
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Global L2 norm over all tensors, float32, a 0-d tensor."""
-    norms = torch.stack(torch._foreach_norm(local(tensors), 2.0)).float()
+    wide = torch.promote_types(tensors[0].dtype, torch.float32)  # of half precisions, a norm has too few digits
+    norms = torch.stack(torch._foreach_norm(local(tensors), 2.0, dtype=wide)).float()
     norm: Tensor = torch.linalg.vector_norm(norms)
     return joined_norm(norm, tensors)
 

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from letheon.errors import BadInput, CannotFinish
-from letheon.training.active import Active, Movers
+from letheon.training.active import Movers
 from letheon.training.gradients import Gradient, Parts, clip, global_norm
 from letheon.training.probing import losses_along
 from letheon.training.sharding import ALONE, FirstLooks, GatheredCheckpoints, Processes
 from letheon.training.stepping import MOMENTS, OptimizerSettings, make_optimizer, next_direction
+from letheon.training.unit_stepping import UnitSteps
 
 State = dict[str, Any]
 
@@ -96,9 +97,10 @@ class Loop:
     rate: Rate
     probe: Callable[[Any, Parts], Tensor] | None = None
     """(model, logical batch) -> the loss that a fitted rate keeps low, without a backward pass."""
-    active: Mapping[str, Active] = field(default_factory=dict)
-    """Name -> the units of that parameter that may move; all of it where there is no entry. Gradients are cut to them
-    before they are measured and clipped, and the optimizer remembers nothing of the others."""
+    movers: Movers | None = None
+    """What the optimizer moves, and gradients are shaped like; None: the parameters themselves."""
+    counts: Mapping[str, Tensor] = field(default_factory=dict)
+    """Name -> the steps that each unit has made, where gradients say which units a step moves; part of the memory."""
     after_step: Callable[[dict[str, nn.Parameter]], None] | None = None
     """Puts back what may not move (a scope)."""
     memory: dict[str, Tensor] = field(default_factory=dict)
@@ -141,14 +143,15 @@ def run_loop(loop: Loop) -> LoopResult:
         parameter.requires_grad_(True)
     loop = _together(loop)
     loop.model.eval()  # dropout would make a step depend on more than weights and batch, and a killed run on chance
-    movers = Movers(loop.moving, loop.active)
+    movers = loop.movers if loop.movers is not None else Movers(loop.moving, keeps_dtype=True)
     optimizer = make_optimizer(list(movers.of.values()), loop.optimizer)
     start, stop, rate_state = _restore(loop, movers, optimizer)
     figures: dict[str, Any] = {}
     saved_at = time.monotonic()
     step = start
     while step < loop.steps and not stop:
-        figures, rate_state = _step(loop, movers, optimizer, step, rate_state)
+        with movers.watching():
+            figures, rate_state = _step(loop, movers, optimizer, step, rate_state)
         step += 1
         stop = _look(loop, step, figures)
         loop.log({"step": step, **figures})
@@ -186,27 +189,28 @@ def _step(
     began = time.perf_counter()
     parts = loop.parts(step)
     gradients = loop.gradient(loop.model, parts)
-    tensors = movers.cut(gradients.tensors)
+    tensors = gradients.tensors
     norm = global_norm(tensors)
     _check_finite(loop, tensors, norm, gradients.figures, step)
     clip(tensors, norm, loop.optimizer.clip)
+    units, unit_steps = gradients.units, UnitSteps(optimizer, loop.optimizer, movers.of, loop.counts)
     fitted: dict[str, Any] = {}
     if isinstance(loop.rate, FittedRate) and loop.probe is not None and loop.rate.is_due(step):
         look = partial(loop.probe, loop.model, parts)
-        losses = _losses_along_step(loop, movers, optimizer, tensors, look)
+        along = None if units is None else unit_steps.direction(tensors, units)
+        losses = _losses_along_step(loop, movers, optimizer, tensors, look, along)
         rate_state, fitted = loop.rate.refit(rate_state, losses)
-    for mover, tensor in zip(movers.of.values(), tensors, strict=True):
-        mover.grad = tensor
     base: float = rate_state["rate"] if rate_state else loop.optimizer.learning_rate
     learning_rate = base * loop.rate.factor(step, loop.steps)
-    optimizer.param_groups[0]["lr"] = learning_rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    if units is None:
+        _move(movers, optimizer, tensors, learning_rate)
+    else:
+        unit_steps.step(tensors, units, learning_rate)
     if loop.optimizer.master_dtype == "param":
         _round_to_storage(loop, movers, optimizer)
-    movers.put_back()
     if loop.after_step is not None:
-        loop.after_step(loop.moving)
+        loop.after_step(movers.of)
+    movers.put_back()
     figures = {
         **gradients.figures,
         "gradient_norm": float(norm),
@@ -217,13 +221,27 @@ def _step(
     return figures, rate_state
 
 
+def _move(movers: Movers, optimizer: torch.optim.Optimizer, tensors: list[Tensor], learning_rate: float) -> None:
+    """Everything that may move makes the optimizer's step."""
+    for mover, tensor in zip(movers.of.values(), tensors, strict=True):
+        mover.grad = tensor
+    optimizer.param_groups[0]["lr"] = learning_rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
 def _losses_along_step(
-    loop: Loop, movers: Movers, optimizer: torch.optim.Optimizer, gradients: list[Tensor], look: Callable[[], Tensor]
+    loop: Loop,
+    movers: Movers,
+    optimizer: torch.optim.Optimizer,
+    gradients: list[Tensor],
+    look: Callable[[], Tensor],
+    direction: list[Tensor] | None = None,
 ) -> Callable[[Sequence[float]], list[float]]:
     """Distances along the step that these gradients are about to make -> the loss there; all stays as it was."""
-    parameters = list(loop.moving.values())
-    direction = movers.widen(next_direction(optimizer, loop.optimizer, list(movers.of.values()), gradients))
-    return lambda distances: losses_along(parameters, direction, distances, look)
+    if direction is None:
+        direction = next_direction(optimizer, loop.optimizer, list(movers.of.values()), gradients)
+    return lambda distances: losses_along(movers, direction, distances, look)
 
 
 def _check_finite(loop: Loop, tensors: list[Tensor], norm: Tensor, figures: Mapping[str, float], step: int) -> None:

@@ -22,8 +22,10 @@ from letheon.errors import BadInput, CannotFinish
 from letheon.models import (
     SURVIVAL_ERROR,
     SURVIVAL_WARNING,
+    Exact,
     ModelFolder,
     Survival,
+    as_it_is,
     load_model,
     load_tokenizer,
     save_model,
@@ -77,17 +79,21 @@ class Opened:
     """Who holds the other shares of the weights, and of every logical batch."""
 
 
-def open_for_training(folder: ModelFolder, *, device: str, template: str, processes: Processes = ALONE) -> Opened:
-    """Load float32 masters, refuse any that are no numbers, cut the model into body and head, make the encoder.
+def open_for_training(
+    folder: ModelFolder, *, device: str, template: str, dtype: str = "float32", processes: Processes = ALONE
+) -> Opened:
+    """Load the weights, refuse any that are no numbers, cut the model into body and head, make the encoder.
 
     Several processes each load the model into host memory, and keep a share of it on their device.
+
+    `dtype`: as `load_model` has it; "stored" where what moves has masters of its own.
     """
-    model = load_model(folder.path, device=device if processes.count == 1 else "cpu")
+    model = load_model(folder.path, dtype=dtype, device=device if processes.count == 1 else "cpu")
     check_finite(model, folder)
-    dtype = working_dtype(device)
+    arithmetic = working_dtype(device)
 
     def autocast() -> AbstractContextManager[Any]:
-        return nullcontext() if dtype is None else torch.autocast(device.split(":")[0], dtype=dtype)
+        return nullcontext() if arithmetic is None else torch.autocast(device.split(":")[0], dtype=arithmetic)
 
     encoder = Encoder(load_tokenizer(folder.path), max_length=folder.window, template=template)
     body = Body(model)
@@ -166,9 +172,14 @@ def save_stage(
     card: str,
     progress: Progress,
     gate_units: Sequence[str] = (),
+    beside: Callable[[Path], None] | None = None,
+    exact: Exact = as_it_is,
 ) -> Survival:
     """Write the stage's model folder in one swap, read it back, and refuse a file that lost most of the change.
 
+    Args:
+        beside: writes something more into the folder, in the same swap.
+        exact: see `save_model`.
     Raises:
         CannotFinish: fewer than half of the changed weights differ from the original in the file.
     """
@@ -178,7 +189,15 @@ def save_stage(
     def write() -> Survival:
         assert stage.folder is not None
         return _written(
-            model, stage.folder, metrics, original=original, save_dtype=save_dtype, card=card, gate_units=gate_units
+            model,
+            stage.folder,
+            metrics,
+            original=original,
+            save_dtype=save_dtype,
+            card=card,
+            gate_units=gate_units,
+            beside=beside,
+            exact=exact,
         )
 
     kept = opened.processes.by_first(write)
@@ -200,11 +219,21 @@ def _written(
     save_dtype: str,
     card: str,
     gate_units: Sequence[str],
+    beside: Callable[[Path], None] | None,
+    exact: Exact,
 ) -> Survival:
     """The folder in its place, read back; or the old one, where the new one would hold too little of the change."""
     stored_as = original.dtype if save_dtype == "original" else save_dtype
     with replacing_folder(target) as folder:
-        kept = save_model(model, folder, original=original, save_dtype=save_dtype, card=card, gate_units=gate_units)
+        kept = save_model(
+            model,
+            folder,
+            original=original,
+            save_dtype=save_dtype,
+            card=card,
+            gate_units=gate_units,
+            exact=exact,
+        )
         share = kept.share
         if kept.moved == 0:
             raise CannotFinish(
@@ -220,6 +249,8 @@ def _written(
             )
         if metrics.path.exists():
             shutil.copyfile(metrics.path, folder / "metrics.jsonl")
+        if beside is not None:
+            beside(folder)
     return kept
 
 

@@ -2,12 +2,13 @@
 
     y = x Q(W)^T + b        dL/dW := dL/dQ(W)
 for every linear layer inside the decoder's blocks; embeddings, norms and head are as they are. What is trained,
-clipped, perturbed and saved is W itself, in float32. The low-bit model is then the one that the losses are about: the
+clipped, perturbed and saved is W itself, in float32; where a low-rank change stands beside a layer, W is the sum of
+both, and the gradient goes on to the change. The low-bit model is then the one that the losses are about: the
 reference of a log-ratio, a gate and a stop rule, asked inside, are those of the rounded original and of the rounded
 model.
 
 Source: straight-through estimator, Bengio et al. 2013, arXiv:1308.3432.  Checked against: the same model rounded in
-place, bit by bit; the gradient by hand on one layer.
+place, bit by bit; the gradient by hand on one layer; a low-rank change beside its layer = added to it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from letheon.models import as_matrix, decoder_linears
 from letheon.numerics.grids import CodebookGrid, Grid, fake_quantize
+from letheon.training.low_rank import change_of, low_rank_layers
 
 
 class _Straight(torch.autograd.Function):
@@ -46,28 +48,43 @@ def straight_through(model: Any, grid: Grid | CodebookGrid | None) -> Iterator[N
     if grid is None:
         yield
         return
-    linears: list[Any] = list(decoder_linears(model).values())
-    for module in linears:  # what cannot be rounded says so before anything is changed
+    changed = low_rank_layers(model)
+    within = tuple(f"{name}." for name in changed)
+    linears: list[Any] = [layer for name, layer in decoder_linears(model).items() if not name.startswith(within)]
+    for module in (*linears, *(layer.base_layer for layer in changed.values())):
+        # What cannot be rounded says so before anything is changed.
         fake_quantize(as_matrix(module, module.weight.detach()).contiguous(), grid)
     try:
         for module in linears:
             module.forward = partial(_forward, module, grid)
+        for layer in changed.values():
+            layer.forward = partial(_forward_joined, layer, grid)
         yield
     finally:
-        for module in linears:
+        for module in (*linears, *changed.values()):
             module.__dict__.pop("forward", None)
 
 
-def rounded_weight(module: Any, grid: Grid | CodebookGrid) -> Tensor:
-    """The layer's weight on the grid, shaped like the weight; its gradient is the weight's."""
-    rounded = as_matrix(module, fake_quantize(as_matrix(module, module.weight.detach()).contiguous(), grid))
-    straight: Tensor = _Straight.apply(module.weight, rounded)  # type: ignore[no-untyped-call]
+def rounded_weight(module: Any, weight: Tensor, grid: Grid | CodebookGrid) -> Tensor:
+    """A layer's weight on the grid, shaped like the weight; its gradient is the weight's."""
+    rounded = as_matrix(module, fake_quantize(as_matrix(module, weight.detach()).contiguous(), grid))
+    straight: Tensor = _Straight.apply(weight, rounded)  # type: ignore[no-untyped-call]
     return straight
 
 
 def _forward(module: Any, grid: Grid | CodebookGrid, inputs: Tensor) -> Tensor:
+    """The layer's own arithmetic with its weight on the grid."""
+    return _layer(module, rounded_weight(module, module.weight, grid), inputs)
+
+
+def _forward_joined(layer: Any, grid: Grid | CodebookGrid, inputs: Tensor) -> Tensor:
+    """The same with the weight and the low-rank change beside it as one."""
+    plain = layer.base_layer
+    return _layer(plain, rounded_weight(plain, plain.weight + change_of(layer), grid), inputs)
+
+
+def _layer(module: Any, weight: Tensor, inputs: Tensor) -> Tensor:
     """The layer's own arithmetic with another weight."""
-    weight = rounded_weight(module, grid)
     if isinstance(module, torch.nn.Linear):
         return torch.nn.functional.linear(inputs, weight, module.bias)
     flat = torch.addmm(module.bias, inputs.view(-1, inputs.size(-1)), weight)  # Conv1D: (in, out)

@@ -1,7 +1,9 @@
 """Which choices go together: what a balance or a rate needs from the others, asked before anything is loaded.
 
 A balance says of itself what it needs: `needs_retain` (two gradients), `fixes_norm` (the length of its step is its own
-statement). Unknown ones, such as a file of the user's own, need nothing.
+statement). A smoother that `averages_weights` does not go with a scope that `is_factored`. Any method may name the
+package that it needs and the extra that brings it: `extra`. Unknown ones, such as a file of the user's own, need
+nothing.
 
 Source: this project; what NGDiff needs is from arXiv:2410.22086.
 Checked against: each refused combination, all of them at once, and the allowed neighbour of each.
@@ -10,10 +12,11 @@ Checked against: each refused combination, all of them at once, and the allowed 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from letheon.data.records import DataFile
-from letheon.errors import BadInput
+from letheon.errors import BadInput, MissingExtra
 from letheon.methods import name_of
 from letheon.training.loop import FittedRate
 
@@ -41,7 +44,7 @@ def check_together(
     """
     balance, rate = methods.get("balance"), methods.get("rate")
     needs_retain, is_fitted = getattr(balance, "needs_retain", False), isinstance(rate, FittedRate)
-    problems: list[str] = []
+    problems: list[str] = [*_missing_extras(methods), *_averaged_factors(methods)]
     if "retain_term" in methods and name_of(methods["retain_term"]) == "none":
         remedy = "Choose a retain term such as gdr (--retain-term gdr --retain r.jsonl), or"
         if needs_retain:
@@ -76,6 +79,27 @@ def check_together(
         )
     if problems:
         raise BadInput(problems)
+
+
+def _missing_extras(methods: Mapping[str, Any]) -> list[str]:
+    """What pip has to install for these methods."""
+    wanted = {setting: method.extra for setting, method in methods.items() if hasattr(method, "extra")}
+    return [
+        str(MissingExtra(f"{setting.replace('_', ' ')} {name_of(methods[setting])!r}", extra))
+        for setting, (package, extra) in wanted.items()
+        if find_spec(package) is None
+    ]
+
+
+def _averaged_factors(methods: Mapping[str, Any]) -> list[str]:
+    smoother, scope = methods.get("smooth"), methods.get("scope")
+    if not (getattr(smoother, "averages_weights", False) and getattr(scope, "is_factored", False)):
+        return []
+    return [
+        f"smoother {name_of(smoother)!r} averages what moves over steps, and with scope {name_of(scope)!r} two factors "
+        "move: the mean of each is not the factors of the mean weights. Choose another smoother such as sam, or "
+        "another scope such as sure"
+    ]
 
 
 def _contents(data: DataFile) -> set[object]:

@@ -24,11 +24,13 @@ from letheon.data.records import DataFile, Record, hashed_unit, read_records, sp
 from letheon.data.sampling import sample
 from letheon.errors import BadInput, require
 from letheon.methods import build, describe, name_of
-from letheon.models import ModelFolder, inspect_model, load_tokenizer
+from letheon.models import DTYPES, ModelFolder, inspect_model, load_tokenizer
 from letheon.numerics.grids import CodebookGrid, Grid, grid_named
+from letheon.runs.environment import process_count
 from letheon.runs.progress import Progress
 from letheon.runs.record import RunFolder, Stage
 from letheon.settings import draft, plain
+from letheon.training.active import Movers
 from letheon.training.gradients import MeanLoss, Parts
 from letheon.training.loop import Loop, LoopResult, run_loop
 from letheon.training.prepare import (
@@ -48,11 +50,13 @@ from letheon.training.sharding import Processes, own_device, several_processes
 from letheon.training.stepping import OptimizerSettings
 from letheon.training.straight_through import straight_through
 from letheon.training.train import storage_dtypes
+from letheon.unlearning.attaching import attach, check_scope, detach
 from letheon.unlearning.binding import ask_original, bind, chosen_layer
+from letheon.unlearning.choosing import choice_of, counts_of, make_step_gradient
 from letheon.unlearning.compatibility import check_together, clip_for, warnings_of
 from letheon.unlearning.gate import Gate, check_strangers, make_gate
 from letheon.unlearning.layers import check_layers
-from letheon.unlearning.objective import TermLoss, make_gradient
+from letheon.unlearning.objective import TermLoss
 from letheon.unlearning.presets import preset
 from letheon.unlearning.refusals import refused
 from letheon.unlearning.saliency import active_units, moving_weights
@@ -128,6 +132,10 @@ class ForgetSettings:
     """Largest global gradient norm; null: none; auto: 1.0, and none for a balance that fixes the norm itself."""
     master_dtype: Literal["float32", "param"] = "float32"
     """See `OptimizerSettings`."""
+    weights: Literal["auto", "float32", "stored"] = "auto"
+    """How the model is held in memory: float32, or a bfloat16 file as it is stored, with float32 copies of what moves
+    alone. auto: as stored on a GPU where most weights never move or master_dtype is param, else float32; float32 too in
+    several processes, which refuse "stored"."""
     stop: StopRule = field(default_factory=StopRule)
     """When to stop before the limit."""
     seed: int = 0
@@ -201,6 +209,19 @@ class Request:
     others: tuple[Example, ...] = ()
     """The forget records with another answer each, where the method needs them; then none of them is a running text,
     and none is repeated."""
+
+    @property
+    def held_as(self) -> str:
+        """How the model is held in memory, as `load_model` has it. Only files that are bfloat16 throughout are held as
+        they are stored: what float16 cannot reach would be lost on the way, and so would digits of a float32 tensor.
+        """
+        wanted = self.wanted
+        is_small = getattr(self.methods["scope"], "is_narrow", False) or wanted.master_dtype == "param"
+        is_stored = wanted.weights == "stored" or (
+            wanted.weights == "auto" and is_small and self.device.startswith("cuda") and process_count() == 1
+        )
+        is_half = {tensor.dtype for tensor in self.folder.tensors.values()} & set(DTYPES) == {"BF16"}
+        return "stored" if is_stored and is_half else "float32"
 
     @property
     def gate_units(self) -> list[str]:
@@ -304,7 +325,7 @@ def check_request(values: dict[str, Any]) -> Request:
         )
 
     def check_several() -> None:
-        check_shareable(built, through=wanted.through)
+        check_shareable(built, through=wanted.through, weights=wanted.weights)
 
     def check_settings() -> None:
         if problems := [*unknown_preset, *drafted.problems]:
@@ -348,10 +369,11 @@ def _with_examples(request: Request) -> Request:
             check_strangers(forget_set.records, [record for record in holdout.records if record.unit in units])
 
     methods = request.methods
-    *encoded, others, _, _, _ = collect(
+    *encoded, others, _, _, _, _ = collect(
         *(lambda data=data: encoder.encode_all(data.records, role=data.role) for data in sets.values()),
         lambda: refused(methods["method"], forget_set, encoder, seed=request.wanted.seed),
         lambda: check_layers((methods["method"], methods["retain_term"]), request.folder.depth),
+        lambda: check_scope(methods["scope"], request.folder),
         lambda: _check_overlaps(forget_set, request.retain, holdout),
         check_holdout,
     )
@@ -396,10 +418,14 @@ def _run(request: Request, stage: Stage, progress: Progress, processes: Processe
     wanted = request.wanted
     for warning in request.warnings:
         stage.warn(warning)
-    opened = open_for_training(request.folder, device=request.device, template=wanted.template, processes=processes)
+    opened = open_for_training(
+        request.folder, device=request.device, template=wanted.template, dtype=request.held_as, processes=processes
+    )
+    attach(request.methods["scope"], opened.model, seed=wanted.seed)
     metrics = MetricsFile(stage.work / "metrics.jsonl")
     with straight_through(opened.model, wanted.grid):
-        result = _unlearn(request, opened, stage, metrics, progress)
+        result, movers = _unlearn(request, opened, stage, metrics, progress)
+    beside, exact = detach(request.methods["scope"], opened.model, original=request.folder.path)
     stage.note("steps", result.steps)
     stage.note("stopped", result.reason)
     gate_units = [hashed_unit(unit) for unit in request.gate_units]
@@ -414,11 +440,15 @@ def _run(request: Request, stage: Stage, progress: Progress, processes: Processe
         card=_card(request, result),
         gate_units=gate_units,
         progress=progress,
+        beside=beside,
+        exact=lambda name, tensor: exact(name, movers.exact(name, tensor)),
     )
 
 
-def _unlearn(request: Request, opened: Opened, stage: Stage, metrics: MetricsFile, progress: Progress) -> LoopResult:
-    """Ask the original what the terms need, then take the steps."""
+def _unlearn(
+    request: Request, opened: Opened, stage: Stage, metrics: MetricsFile, progress: Progress
+) -> tuple[LoopResult, Movers]:
+    """Ask the original what the terms need, then take the steps. Also returns what was moved."""
     wanted = request.wanted
     items = repeated_items(request.forget.records, wanted.text_repeats)
     forget_records = [request.forget.records[item] for item in items]
@@ -434,8 +464,9 @@ def _unlearn(request: Request, opened: Opened, stage: Stage, metrics: MetricsFil
         share = moving_weights(moving, active) / sum(weight.numel() for weight in opened.model.parameters())
         stage.note("active_share", share)
         progress.say(f"forget: {share:.1%} of the weights may move")
+    movers = Movers(moving, active, keeps_dtype=wanted.master_dtype == "param")
     scope_state = scope.init(opened.model, moving)
-    smoother_state: dict[str, Tensor] = smoother.init(moving, wanted.seed)
+    smoother_state: dict[str, Tensor] = smoother.init(movers.of, wanted.seed)
     order = EpochOrder(tuple(len(example.ids) for example in forget_examples), wanted.batch_size, wanted.seed)
     steps = _step_limit(wanted, order)
 
@@ -453,17 +484,17 @@ def _unlearn(request: Request, opened: Opened, stage: Stage, metrics: MetricsFil
         Loop(
             model=opened.model,
             moving=moving,
-            gradient=make_gradient(
+            gradient=make_step_gradient(
+                movers=movers,
                 forget=forget_term,
                 retain=retain_term,
                 balance=request.methods["balance"],
                 smoother=smoother,
                 smoother_state=smoother_state,
-                parameters=list(moving.values()),
                 pad=opened.encoder.pad,
                 autocast=opened.autocast,
-                active=[active.get(name) for name in moving] if active else (),
                 processes=opened.processes,
+                choose=choice_of(scope, opened.model, moving),
             ),
             parts=_parts(wanted, order, forget_examples, retain_examples, opened),
             steps=steps,
@@ -471,7 +502,8 @@ def _unlearn(request: Request, opened: Opened, stage: Stage, metrics: MetricsFil
             rate=request.methods["rate"],
             # Outside of autocast: the bend of a loss over one step is far smaller than bfloat16 can tell.
             probe=None if retain_term is None else MeanLoss(retain_term, "retain", processes=opened.processes),
-            active=active,
+            movers=movers,
+            counts=counts_of(scope, scope_state),
             after_step=after_step,
             memory={**scope_state, **{f"smooth/{name}": tensor for name, tensor in smoother_state.items()}},
             look=_look(request, opened),
@@ -484,8 +516,9 @@ def _unlearn(request: Request, opened: Opened, stage: Stage, metrics: MetricsFil
         )
     )
     if hasattr(smoother, "finish"):
-        smoother.finish(moving, smoother_state)
-    return result
+        smoother.finish(movers.of, smoother_state)
+        movers.put_back()
+    return result, movers
 
 
 def _step_limit(wanted: ForgetSettings, order: EpochOrder) -> int:

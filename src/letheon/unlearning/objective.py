@@ -180,27 +180,29 @@ def make_gradient(
     pad: int,
     smoother_state: dict[str, Tensor] | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    active: Sequence[Active | None] = (),
     processes: Processes = ALONE,
     is_joint: bool = True,
 ) -> Gradient:
     """The gradient of a step: the smoother is wrapped around the forget term alone.
 
     `processes` says who has the rest of each logical batch.
-    `active` says which units of each parameter may move; a balance measures, and a smoother looks along, these alone.
-    `is_joint=False` keeps the two terms apart even where one pass would do (for tests).
+    Of `Movers` a balance measures, and a smoother looks along, what moves alone. `is_joint=False` keeps the
+    two terms apart even where one pass would do (for tests).
     """
     if retain is not None and is_joint and balance.is_linear and smoother.is_identity:
         return JointGradient(forget, retain, balance.weights, parameters, pad, autocast, processes)
 
-    def alone(term: TermLoss, part: str) -> CurvedGradient:
-        whole = MeanGradient(term, part, parameters, autocast, processes=processes)
-        return ActiveGradient(whole, active) if active else whole
+    alone = MeanGradient(forget, "forget", parameters, autocast, processes=processes)
+    smoothed: Gradient = smoother.wrap(alone, parameters, smoother_state or {})
+    kept = None if retain is None else MeanGradient(retain, "retain", parameters, autocast, processes=processes)
+    return through_balance(smoothed, kept, balance)
 
-    smoothed: Gradient = smoother.wrap(alone(forget, "forget"), parameters, smoother_state or {})
+
+def through_balance(forget: Gradient, retain: Gradient | None, balance: Any) -> Gradient:
+    """Two gradients through a balance; or the forget gradient by its own weight."""
     if retain is None:
-        return _Scaled(smoothed, balance.weights[0] if balance.is_linear else 1.0)
-    return BalancedGradient(smoothed, alone(retain, "retain"), balance)
+        return _Scaled(forget, balance.weights[0] if balance.is_linear else 1.0)
+    return BalancedGradient(forget, retain, balance)
 
 
 @dataclass(frozen=True)
@@ -214,14 +216,21 @@ class ActiveGradient:
     def __call__(self, model: Any, parts: Parts) -> Gradients:
         """The gradient, its other entries set to 0 in place."""
         found = self.gradient(model, parts)
-        for tensor, units in zip(found.tensors, self.active, strict=True):
-            if units is not None:
-                units.keep_only(tensor)
+        keep_only(found.tensors, self.active)
         return found
 
     def times_hessian(self, model: Any, parts: Parts, direction: Sequence[Tensor]) -> list[Tensor]:
-        """The whole product; the loop cuts it to what may move."""
-        return self.gradient.times_hessian(model, parts, direction)
+        """The product, its other entries set to 0: the Hessian of what may move."""
+        found = self.gradient.times_hessian(model, parts, direction)
+        keep_only(found, self.active)
+        return found
+
+
+def keep_only(tensors: Sequence[Tensor], active: Sequence[Active | None]) -> None:
+    """Set all but the active units to 0, in place."""
+    for tensor, units in zip(tensors, active, strict=True):
+        if units is not None:
+            units.keep_only(tensor)
 
 
 @dataclass(frozen=True)

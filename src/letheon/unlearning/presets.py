@@ -114,9 +114,11 @@ PRESETS: dict[str, Preset] = {
         },
     ),
     # All recalled: coefficient 6.5, alpha 1200, layer 7 of 32 (the default), batches of 4, 150 of them, 5e-5, no
-    # clipping. The paper moves three blocks' down-projections alone; scope "all" moves all up to the layer.
+    # clipping. The paper moves the down-projections of the layer and of the two below it alone; scope "all" moves all
+    # up to the layer. Which names that is depends on the model's depth, so it is said in words.
     "rmu": Preset(
-        "RMU (WMDP), arXiv:2403.03218, Zephyr-7B, figures recalled; its scope is narrower",
+        "RMU (WMDP), arXiv:2403.03218, Zephyr-7B, figures recalled; its scope is narrower, of 32 layers with 7 driven: "
+        '--scope layers --scope.patterns "*.layers.[5-7].mlp.down_proj.weight"',
         {
             "method": {"name": "rmu", "coefficient": 6.5},
             "retain_term": "activation",

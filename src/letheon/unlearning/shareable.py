@@ -23,12 +23,13 @@ OF_WEIGHTS = ("balance", "smooth", "scope")
 OF_RECORDS = ("method", "retain_term")
 
 
-def check_shareable(methods: Mapping[str, Any], *, through: str | None) -> None:
+def check_shareable(methods: Mapping[str, Any], *, through: str | None, weights: str) -> None:
     """Raise BadInput with every choice that several processes cannot make; a process of its own can make all.
 
     Args:
         methods: setting -> method; one that could not be built is absent, and nothing is said of it.
         through: the grid that forward passes see.
+        weights: how the model is asked to be held in memory; float32 copies of shares in a half precision are refused.
     """
     count = process_count()
     if count == 1:
@@ -44,6 +45,7 @@ def check_shareable(methods: Mapping[str, Any], *, through: str | None) -> None:
         if setting in methods and looks_inside(methods[setting])
     ]
     found += [] if through is None else [f"through {through!r}"]
+    found += [f"weights {weights!r}"] if weights == "stored" else []
     if found:
         raise BadInput(
             [

@@ -30,6 +30,8 @@ class Layers:
 
     is_shareable: ClassVar[bool] = True
     """Several processes, each with a share of every weight, give what one gives."""
+    is_narrow: ClassVar[bool] = True
+    """Most weights never move."""
 
     def __post_init__(self) -> None:
         require(len(self.patterns) > 0, "layers needs at least one pattern, such as *.layers.7.mlp.*")

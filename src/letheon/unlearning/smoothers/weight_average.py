@@ -32,6 +32,7 @@ class WeightAverage:
     """The gradient is the loss's own."""
     is_shareable: ClassVar[bool] = True
     """Several processes, each with a share of every weight, give what one gives."""
+    averages_weights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(self.start >= 1, f"weight_average needs start >= 1, got {self.start}")
