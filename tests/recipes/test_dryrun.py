@@ -434,7 +434,7 @@ def test_a_dry_run_of_a_verb_without_steps_speaks_of_none() -> None:
     assert str(found).splitlines() == [
         "quantize: all inputs are in order; nothing was run or written",
         "memory       2 kB  of tensors at the highest moment",
-        "             2 kB  weights, in float32",
+        "             2 kB  weights, with float32 copies of what moves",
         "          0 bytes  gradients",
         "          0 bytes  AdamW's moments",
         "          0 bytes  activations and all that is temporary",

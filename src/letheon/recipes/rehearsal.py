@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -140,6 +140,20 @@ class Rehearsal:
         model: Any = made.eval()
         self.bytes.label("weights", [*model.parameters(), *model.buffers()])
         return model
+
+    @contextlib.contextmanager
+    def adding_to(self, model: nn.Module) -> Iterator[None]:
+        """What is added to a model in this context is made with values, and loses them at its end.
+
+        A layer without values cannot be cast or moved after it was made, as some packages do to theirs.
+        """
+        with unset_fake_temporarily():
+            yield
+        for module in model.modules():
+            for name, added in list(module.named_parameters(recurse=False)):
+                if not isinstance(added, FakeTensor):
+                    empty = torch.empty(added.shape, dtype=added.dtype, device=self.device)
+                    setattr(module, name, nn.Parameter(empty, requires_grad=added.requires_grad))
 
 
 def seconds(work: Work, *, rows: int, width: int, device: str, dtype: torch.dtype | None = None) -> float:

@@ -297,7 +297,8 @@ def _rehearsed(plan: Plan, prepare: Callable[[Opened, Rehearsal], Prepared]) -> 
     with Rehearsal(plan.device) as rehearsal:
         opened = open_rehearsed(rehearsal, plan.folder, plan.encoder, _autocast(plan.device), plan.held_as)
         model = opened.model
-        attach(plan.scope, model, seed=plan.seed)
+        with rehearsal.adding_to(model):
+            attach(plan.scope, model, seed=plan.seed)
         rehearsal.bytes.label("weights", model.parameters())
         with straight_through(model, plan.through):
             work = ask(opened, rehearsal, plan.before)

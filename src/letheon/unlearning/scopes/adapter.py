@@ -96,17 +96,18 @@ class Adapter:
             target_modules=list(layers),
             fan_in_fan_out=all(isinstance(layer, Conv1D) for layer in layers.values()),
         )
-        with torch.random.fork_rng(devices=[]):  # what peft draws is drawn again below
-            inject_adapter_in_model(config, model)
+        inject_adapter_in_model(config, model, low_cpu_mem_usage=True)  # without values: they are drawn below
         generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draws on every device
         for layer in low_rank_layers(model).values():
             plain = layer.base_layer
             inputs = as_matrix(plain, plain.weight).shape[1]
             dtype = torch.promote_types(plain.weight.dtype, torch.float32)
             drawn = torch.rand(self.rank, inputs, generator=generator, dtype=dtype) * 2 - 1
-            down, up = factors(layer)
-            down.data = (drawn / math.sqrt(inputs)).to(plain.weight.device)
-            up.data = torch.zeros_like(up.data, dtype=dtype)
+            outputs = factors(layer)[1].shape[0]
+            layer.lora_A[NAME].weight = nn.Parameter((drawn / math.sqrt(inputs)).to(plain.weight.device))
+            layer.lora_B[NAME].weight = nn.Parameter(
+                torch.zeros(outputs, self.rank, dtype=dtype).to(plain.weight.device)
+            )
 
     def select(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """Name -> each A and B of a model that was attached to."""
