@@ -19,7 +19,7 @@ import torch
 from scipy import stats
 
 from letheon.audits.asked import AskedSets, make_sets
-from letheon.audits.attacked import attacked_rows, rows_of
+from letheon.audits.attacked import attacked_rows
 from letheon.audits.columns import Scores
 from letheon.audits.conditions.quantized import QuantizedWeights
 from letheon.audits.scorer import Scorer, exact_answers
@@ -96,7 +96,8 @@ def exam(
             found[name] = _asked(scorer, sets, ("forget", "retain"))
     scorer.forget_results()
     if attack:
-        walk = rows_of("relearn", build("condition", {"name": "relearn", "steps": list(attack), "learning_rate": rate}))
+        settings = {"name": "relearn", "learning_rate": rate}
+        walk = {f"relearn_{steps}": build("condition", {**settings, "steps": [steps]}) for steps in attack}
         rows = attacked_rows(walk, scorer, sets, lambda row, now: [{"forget": _scores(scorer, now, "forget")}])
         for name, [row] in rows.items():
             found[name] = {"forget": float(np.mean(row["forget"].values))}  # type: ignore[union-attr]

@@ -13,6 +13,7 @@ original with only those changes that cross an edge of the grid, and with only t
 
     OMP_NUM_THREADS=1 python benchmarks/precision.py
     OMP_NUM_THREADS=1 python benchmarks/precision.py --widths 128 --seeds 0
+    OMP_NUM_THREADS=1 python benchmarks/precision.py --only adapter
 """
 
 from __future__ import annotations
@@ -87,12 +88,14 @@ REMEDIES: dict[str, dict[str, Any]] = {
     "sure": {**STORED, "learning_rate": 1e-4, "scope": {"name": "sure", "percentile": 90.0, "exclude": OUTSIDE}},
     "through int3": {**STORED, "learning_rate": 5e-5, "through": "int3"},
     "sam": {**STORED, "learning_rate": 2e-5, "smooth": {"name": "sam", "rho": 0.1}},
+    "adapter": {"learning_rate": 5e-4, "scope": {"name": "adapter", "rank": 8}},
 }
-"""Beside float32 masters, all with weights stored in bfloat16."""
+"""Beside float32 masters. All but the adapter have weights stored in bfloat16; its factors are float32, and the file in
+which they are added to the weights is bfloat16."""
 ONLY_AT = {"sam": (128,)}
 """SAM takes two passes a step, and where its perturbation is lost to bfloat16 it forgets nothing: shown once."""
 CORNERS = (("bf16", 2e-5), ("float32", 2e-5))
-CONFIRMED = ("sure",)
+CONFIRMED = ("sure", "adapter")
 MAPPED = 0
 """The seed on which every rate and remedy is run; the others have the corners and what is to be confirmed."""
 
@@ -259,6 +262,7 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=list(WIDTHS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--finished", action="store_true", help="forget nothing; ask what is finished")
+    parser.add_argument("--only", nargs="+", choices=list(REMEDIES), help="these remedies, in a file of their own")
     given = parser.parse_args()
     one_thread()
     running = not given.finished
@@ -272,14 +276,15 @@ def main() -> None:
             rows: dict[str, Any] = {"original": rounded({name: one["forget"] for name, one in knows.items()})}
             print(f"width {width}, seed {seed}, original: {rows['original']}", flush=True)
             pairs = [(kind, rate) for rate in RATES for kind in ("bf16", "float32")]
-            for storage, rate in pairs if seed == MAPPED else CORNERS:
+            for storage, rate in [] if given.only else pairs if seed == MAPPED else CORNERS:
                 rows |= storage_rows(storage, rate, width, seed, world, given.out, is_running=running)
-            for name in REMEDIES if seed == MAPPED else CONFIRMED:
+            for name in given.only or (REMEDIES if seed == MAPPED else CONFIRMED):
                 if width not in ONLY_AT.get(name, WIDTHS):
                     continue
                 rows[name] = row(name, REMEDIES[name], width, seed, world, given.out, is_running=running)
             found[width][seed] = rows
-            write("precision", {"settings": SETTINGS, "regained": regained(found), "rows": found})
+            result = "_".join(["precision", *(given.only or [])])
+            write(result, {"settings": SETTINGS, "regained": regained(found), "rows": found})
 
 
 def regained(found: Mapping[int, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:

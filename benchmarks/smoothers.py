@@ -14,14 +14,23 @@ under the same attack is the floor. Settings were tuned on seed 100 (other peopl
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from exam import ATTACK, FACT_STEPS, FACTS, exam, interval, one_thread, recovery, rounded, unlearned
 from measuring import write
 
+from letheon.data.batches import by_length
+from letheon.data.encode import Encoder
+from letheon.data.records import read_records
+from letheon.models import inspect_model, load_model, load_tokenizer
 from letheon.recipes.tiny_models import TinyModels, tiny_models
+from letheon.training.losses import Body, Outputs
+from letheon.training.scoring import score_examples
+from letheon.unlearning.forget_terms.npo import NPO as NPOTerm
 
 NPO = {"name": "npo", "beta": 1.0, "reduction": "mean"}
 GRADDIFF = {"name": "gradient_ascent"}
@@ -74,7 +83,56 @@ def run_arm(name: str, settings: Mapping[str, Any], models: TinyModels, out: Pat
     folder, ended = unlearned(place, {**COMMON, **settings}, **inputs)
     found = exam(folder, models.files, attack=ATTACK, keep=place / "exam.json")
     original = exam(models.target, models.files, keep=out / f"original-{seed}.json")
-    return described(found, original) | ended
+    rise = sharpness(folder, models, keep=place / "sharpness.json")
+    return described(found, original) | ended | {"sharpness": round(rise, 4)}
+
+
+def sharpness(folder: Path, models: TinyModels, *, rho: float = 0.1, steps: int = 10, keep: Path) -> float:
+    """How much the NPO loss over the forget set rises in the worst place within `rho` of the weights, in nats.
+
+    Projected gradient ascent in float32: steps of length rho / 4, back onto the ball, the highest place counts.
+    """
+    if keep.is_file():
+        return float(json.loads(keep.read_text(encoding="utf-8")))
+    encoder = Encoder(load_tokenizer(folder), max_length=inspect_model(folder).window)
+    examples = encoder.encode_all(read_records(models.files["forget"], role="forget").records)
+    original = score_examples(Body(load_model(models.target)), examples, pad=encoder.pad).log_probs("mean")
+    reference, term = torch.tensor(original, dtype=torch.float32), NPOTerm(beta=NPO["beta"], reduction="mean")
+    model: Any = load_model(folder)
+    body, weights = Body(model), list(model.requires_grad_(True).parameters())
+    start = [weight.detach().clone() for weight in weights]
+    batches = by_length(examples, pad=encoder.pad)
+
+    def loss_and_slopes() -> float:
+        model.zero_grad()
+        total = 0.0
+        for batch in batches:
+            loss, _ = term.loss(Outputs(batch, body.logits(batch)).log_probs("mean"), reference[batch.items])
+            (loss / len(examples)).backward()
+            total += float(loss.detach()) / len(examples)
+        return total
+
+    losses = [loss_and_slopes()]
+    for _ in range(steps):
+        with torch.no_grad():
+            moved = [weight + rho / 4 * slope for weight, slope in zip(weights, _unit(weights), strict=True)]
+            away = [one - home for one, home in zip(moved, start, strict=True)]
+            shrink = min(1.0, rho / float(_length(away)))
+            for weight, home, one in zip(weights, start, away, strict=True):
+                weight.copy_(home + shrink * one)
+        losses.append(loss_and_slopes())
+    rise = max(losses) - losses[0]
+    keep.write_text(json.dumps(rise), encoding="utf-8")
+    return rise
+
+
+def _unit(weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    slopes = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+    return [slope / _length(slopes) for slope in slopes]
+
+
+def _length(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([tensor.norm() for tensor in tensors]).norm()
 
 
 def place_of(name: str, out: Path, seed: int) -> Path:
@@ -153,9 +211,11 @@ def compared(found: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
             for seed, pair in pairs.items()
             if is_matched(*pair) and pair[1]["forget"] <= 2 * MATCHED and pair[1]["useful"] >= USEFUL
         }
-        differences = [arm["recovery"] - base["recovery"] for arm, base in fit.values()]
+        differences = {
+            figure: [arm[figure] - base[figure] for arm, base in fit.values()] for figure in ("recovery", "sharpness")
+        }
         result[name] = {
-            "recovery_minus_plain": interval(differences) if differences else None,
+            **{f"{figure}_minus_plain": interval(each) if each else None for figure, each in differences.items()},
             "unmatched_seeds": [seed for seed in pairs if seed not in fit],
         }
     return result

@@ -370,6 +370,7 @@ def save_model(
         ready[name] = converted[place]
     with quiet_transformers():
         model.save_pretrained(target, state_dict=ready)
+    del ready, converted  # a whole model, and it is in its file
     _write_dtype(target / "config.json", wanted)
     load_tokenizer(original.path).save_pretrained(target)
     if card:

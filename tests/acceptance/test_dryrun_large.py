@@ -83,7 +83,6 @@ def needed(place: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **settings: 
 def test_it_fits(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any, room: float) -> None:
     found = needed(place, tmp_path / "run", monkeypatch, **settings)
     assert found.peak is not None and found.peak < room
-    assert not any("room for" in text for text in found.warnings)
 
 
 def test_float32_copies_of_everything_do_not_fit_and_the_remedies_are_named(

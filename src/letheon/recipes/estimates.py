@@ -123,6 +123,7 @@ def save(model: Any, folder: ModelFolder, save_dtype: str, exact: Exact = as_it_
     stored = storage_dtypes(folder, state)
     target = None if save_dtype == "original" else getattr(torch, save_dtype)
     written = [exact(name, tensor).to(target or stored[name]) for name, tensor in state.items()]
+    del written
     for name, entry in folder.tensors.items():
         if entry.dtype in DTYPES:
             before = torch.empty(entry.shape, dtype=getattr(torch, DTYPES[entry.dtype]))
@@ -130,7 +131,6 @@ def save(model: Any, folder: ModelFolder, save_dtype: str, exact: Exact = as_it_
             has_moved = exact(name, state.get(name, before)).float() != before.float()
             stays_moved = after.float() != before.float()
             _ = has_moved & stays_moved
-    del written  # till here
 
 
 def by_part(rehearsal: Rehearsal) -> dict[str, int]:
