@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, MixtralConfig, Qwen3MoeConfig
 
 from letheon.errors import BadInput, CannotFinish
 from letheon.models import (
@@ -30,6 +31,7 @@ from letheon.models import (
     survival,
     working_dtype,
 )
+from letheon.training.active import Movers
 from tests.architectures.models import (
     ARCHITECTURES,
     LINEARS_PER_BLOCK,
@@ -38,7 +40,7 @@ from tests.architectures.models import (
     save_model_folder,
     saved,
 )
-from tests.toys import bits
+from tests.toys import bits, tokenizer
 
 Damage = Callable[[Path], None]
 
@@ -358,6 +360,39 @@ def test_survival_counts_what_a_slow_comparison_counts(tmp_path: Path) -> None:
             survived += held != was and stands != was
     assert found == Survival(moved, survived, total)
     assert 0 < survived < moved < total
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_what_experts_hold_beyond_the_file_is_counted(tmp_path: Path, kind: str) -> None:
+    """Memory holds the experts of a layer as one tensor, files one by one."""
+    common: dict[str, Any] = {
+        "vocab_size": 768, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "pad_token_id": 0,
+    }  # fmt: skip
+    config: Any = {
+        "mixtral": lambda: MixtralConfig(**common, num_local_experts=4),
+        "qwen3_moe": lambda: Qwen3MoeConfig(
+            **common, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, head_dim=8
+        ),
+    }[kind]()
+    made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(0))
+    made.save_pretrained(tmp_path / "m")
+    tokenizer().save_pretrained(tmp_path / "m")
+    original = inspect_model(tmp_path / "m")
+    model = load_model(original.path, dtype="stored")
+    experts = {name: one for name, one in model.named_parameters() if ".experts." in name}
+    movers = Movers(experts)
+    with torch.no_grad():
+        for mover in movers:
+            mover.mul_(1.003)  # bfloat16 steps are 0.4 to 0.8 % wide
+    movers.put_back()
+    (tmp_path / "new").mkdir()
+    kept = save_model(model, tmp_path / "new", original=original, exact=movers.exact)
+    assert kept.moved == sum(one.numel() for one in experts.values())
+    assert 0.2 < kept.survived / kept.moved < 0.8
 
 
 def test_a_change_below_half_the_grid_does_not_survive(tmp_path: Path) -> None:

@@ -347,30 +347,28 @@ def save_model(
     """
     import torch
 
-    state = {name: tensor.detach().to("cpu") for name, tensor in model.state_dict().items()}
-    names = _names_in_files(model, state)
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    names, owners = _names_in_files(model, state), _owners(state)
     entries = {_bare(name, model): entry for name, entry in original.tensors.items()}
     wanted = original.dtype if save_dtype == "original" else save_dtype
     ready: dict[str, Tensor] = {}
-    converted: dict[int, Tensor] = {}
     for name, tensor in state.items():
         if not tensor.is_floating_point():
-            ready[name] = tensor
+            ready[name] = tensor.cpu()
             continue
-        place = tensor.data_ptr()  # tied weights stay one tensor, which is stored once
-        if place not in converted:
+        if name == owners[name]:
             entry = entries.get(names.get(name, _bare(name, model)))
             keeps = save_dtype == "original" and entry is not None and entry.dtype in DTYPES
             dtype = DTYPES[entry.dtype] if entry is not None and keeps else wanted
-            converted[place] = exact(name, tensor).to(getattr(torch, dtype))
-            if not torch.isfinite(converted[place]).all():
+            ready[name] = exact(name, tensor.cpu()).to(getattr(torch, dtype))
+            if not torch.isfinite(ready[name]).all():
                 raise CannotFinish(
                     f"tensor {name} holds NaN or infinity as {dtype}; nothing was saved. Use a smaller learning rate"
                 )
-        ready[name] = converted[place]
+        ready[name] = ready[owners[name]]  # tied weights stay one tensor, which is stored once
     with quiet_transformers():
         model.save_pretrained(target, state_dict=ready)
-    del ready, converted  # a whole model, and it is in its file
+    del ready  # a whole model, and it is in its file
     _write_dtype(target / "config.json", wanted)
     load_tokenizer(original.path).save_pretrained(target)
     if card:
@@ -415,9 +413,26 @@ def _bare(name: str, model: Any) -> str:
 
 
 def _names_in_files(model: Any, state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Name in memory -> bare name in the file, for every tensor that is stored as it stands."""
-    places = {tensor.data_ptr(): name for name, tensor in _as_in_files(model, state).items()}
-    return {name: places[tensor.data_ptr()] for name, tensor in state.items() if tensor.data_ptr() in places}
+    """Name in memory -> bare name in the file, for every tensor that is stored as it stands.
+
+    Tied weights have a name each. Experts that memory holds as one tensor and files one by one are not in it.
+    """
+    in_files = _as_in_files(model, state)
+    places: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+    for name, tensor in in_files.items():
+        places.setdefault((tensor.data_ptr(), tuple(tensor.shape)), []).append(name)
+    found: dict[str, str] = {}
+    for name, tensor in state.items():
+        same = places.get((tensor.data_ptr(), tuple(tensor.shape)), [])
+        if same:
+            found[name] = _bare(name, model) if _bare(name, model) in same else same[0]
+    return found
+
+
+def _owners(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Name -> the first name of the same tensor, which is what its parameter is called."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(tensor.data_ptr(), name) for name, tensor in state.items()}
 
 
 def survival(model: Any, saved: Path, *, original: ModelFolder, exact: Exact = as_it_is) -> Survival:
@@ -425,8 +440,12 @@ def survival(model: Any, saved: Path, *, original: ModelFolder, exact: Exact = a
     import torch
 
     in_memory = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    state = _as_in_files(model, in_memory)
-    names = {place: name for name, place in _names_in_files(model, in_memory).items()}
+    in_files, owners = _names_in_files(model, in_memory), _owners(in_memory)
+    names = {place: owners[name] for name, place in in_files.items()}
+    state = _as_in_files(
+        model,
+        {name: tensor if name in in_files else exact(name, tensor.cpu()) for name, tensor in in_memory.items()},
+    )
     saved_folder = read_folder(saved, role="saved folder")
     in_saved = {_bare(name, model): name for name in saved_folder.tensors}
     moved = survived = total = 0

@@ -400,7 +400,7 @@ def test_the_command_says_it_in_words_and_as_json(
     said = capsys.readouterr().out
     assert said.startswith("forget: all inputs are in order; nothing was run or written\nmemory ")
     assert "of tensors at the highest moment (free on cpu now: 3 GB)" in said
-    assert "weights, with float32 copies of what moves" in said and "AdamW's moments" in said
+    assert "weights, float32 copies included" in said and "AdamW's moments" in said
     assert "with at most 3 steps of " in said and said.endswith("; rough\n")
     assert run([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -434,7 +434,7 @@ def test_a_dry_run_of_a_verb_without_steps_speaks_of_none() -> None:
     assert str(found).splitlines() == [
         "quantize: all inputs are in order; nothing was run or written",
         "memory       2 kB  of tensors at the highest moment",
-        "             2 kB  weights, with float32 copies of what moves",
+        "             2 kB  weights, float32 copies included",
         "          0 bytes  gradients",
         "          0 bytes  AdamW's moments",
         "          0 bytes  activations and all that is temporary",

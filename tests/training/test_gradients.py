@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from letheon.data.batches import Batch
 from letheon.training.gradients import MeanGradient, MeanLoss, clip, global_norm, take
 from letheon.training.losses import Body, TokenLoss
 from tests.toys import bits, gpt2_double, llama, micro_batches, random_examples
@@ -143,3 +146,20 @@ def test_the_hessian_times_a_direction_is_the_change_of_the_slope_along_it() -> 
     for one, above, below in zip(found, slope_at(1e-5), slope_at(-1e-5), strict=True):
         torch.testing.assert_close(one, (above - below) / 2e-5, rtol=1e-4, atol=1e-6)
     assert float(global_norm(found)) > 0.01
+
+
+def test_weights_that_have_no_part_in_the_loss_get_zeros() -> None:
+    """Such as those behind the layer that a term looks at, when gradients are made of some weights after others."""
+    model: Any = llama()
+    model.requires_grad_(False)
+    head = model.model.norm.weight.requires_grad_(True)
+
+    class FirstLayer:
+        def __call__(self, model: Any, batch: Batch) -> tuple[torch.Tensor, int]:
+            return model.model.embed_tokens(batch.ids).square().sum(), 1
+
+        def count(self, batch: Batch) -> int:
+            return 1
+
+    found = MeanGradient(FirstLayer(), "forget", [head])(model, {"forget": micro_batches(random_examples(2), 2)})
+    assert not found.tensors[0].any() and found.figures["forget_loss"] > 0

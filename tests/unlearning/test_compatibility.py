@@ -21,6 +21,9 @@ from letheon.unlearning.forget_terms.gradient_ascent import GradientAscent
 from letheon.unlearning.retain_terms.gdr import GDR
 from letheon.unlearning.retain_terms.klr import KLR
 from letheon.unlearning.retain_terms.none import NoRetain
+from letheon.unlearning.scopes.sure import Sure
+from letheon.unlearning.smoothers.randomized import RandomizedSmoothing
+from letheon.unlearning.smoothers.sam import SAM
 from tests.toys import question, text
 
 USUAL = {"method": GradientAscent(), "retain_term": GDR(), "balance": Weighted(), "rate": Constant()}
@@ -33,17 +36,27 @@ def data(role: str, *records: Record) -> DataFile:
 FORGET = data("forget", question("Who is Ann?", "a judge"), text("Ann sold bread."))
 
 
+CHECKED: dict[str, Any] = {
+    "has_stop_rule": True, "has_step_limit": False, "master_dtype": "float32", "forget_set": FORGET, "retain": None,
+}  # fmt: skip
+
+
 def faults(**changes: Any) -> list[str]:
     """What is wrong with the usual choices, changed."""
-    options = {
-        "has_stop_rule": True, "has_step_limit": False, "master_dtype": "float32", "forget_set": FORGET, "retain": None,
-    }  # fmt: skip
     methods = {**USUAL, **{name: changes.pop(name) for name in list(changes) if name in USUAL}}
     try:
-        check_together(methods, **{**options, **changes})
+        check_together(methods, **{**CHECKED, **changes})
     except BadInput as error:
         return error.problems
     return []
+
+
+def test_what_draws_for_every_weight_does_not_go_with_units_of_a_step() -> None:
+    methods = {"smooth": RandomizedSmoothing(), "scope": Sure(refresh="step")}
+    with pytest.raises(BadInput, match=r"smoother 'randomized' draws for every weight.*refresh: once"):
+        check_together({**USUAL, **methods}, **CHECKED)
+    check_together({**USUAL, **methods, "scope": Sure()}, **CHECKED)
+    check_together({**USUAL, **methods, "smooth": SAM()}, **CHECKED)
 
 
 BALANCES: list[Any] = [NGDiff(), MGDA(), PCGrad(), Orthogonal()]

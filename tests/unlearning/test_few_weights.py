@@ -225,3 +225,26 @@ def test_a_grid_that_is_none_is_refused_before_anything(world: World, tmp_path: 
     with pytest.raises(BadInput, match=r"'int9' is not a grid\. Known: int2 to int8"):
         run(world, tmp_path / "run", through="int9")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_units_come_out_otherwise_is_not_continued(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine may sum otherwise; what was trained would be written into other rows."""
+    with pytest.raises(KeyboardInterrupt):
+        run(world, tmp_path / "run", scope=SURE, progress=Interrupt(3))
+    choose = module.active_units
+
+    def otherwise(*given: Any) -> dict[str, Active]:
+        found = choose(*given)
+        name, one = next((name, one) for name, one in found.items() if 0 not in one.index)
+        return {
+            **found,
+            name: Active(torch.cat([torch.zeros(1, dtype=torch.long), one.index[1:]]), one.dim, one.is_flat),
+        }
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "active_units", otherwise)
+        with pytest.raises(BadInput, match="the units that may move came out otherwise than when the run began"):
+            run(world, tmp_path / "run", scope=SURE)
+    assert run(world, tmp_path / "run", scope=SURE).steps == run(world, tmp_path / "straight", scope=SURE).steps

@@ -26,7 +26,8 @@ CASES: dict[str, dict[str, Any]] = {
     "few rows, others every step": {"scope": {**SURE, "refresh": "step"}},
     "adapter": {"scope": ADAPTER},
     "layers": {"scope": {"name": "layers", "patterns": ["*.mlp.*"]}},
-    "few rows, ngdiff, fitted rate": {"scope": SURE, "balance": "ngdiff", "rate": {"name": "gen", "every": 2}},
+    "few rows, ngdiff": {"scope": SURE, "balance": "ngdiff"},
+    "adapter, through a grid": {"scope": ADAPTER, "through": "int4"},
     "all, as the file has them": {"master_dtype": "param"},
     "all, with copies": {"smooth": {"name": "weight_average", "start": 2, "every": 1}},
 }
@@ -70,8 +71,8 @@ def test_the_model_is_half_precision_and_what_moves_is_not(
     kept = [parameter for name, parameter in loop.model.named_parameters() if ".lora_" not in name]
     assert {parameter.dtype for parameter in kept} == {torch.bfloat16}
     run_loop(loop)
-    moved = [not torch.equal(mover.bfloat16().float(), mover) for mover in loop.movers]
-    assert any(moved), "steps smaller than the file's grid are kept"
+    began_at_a_stored_value = [mover for name, mover in loop.movers.of.items() if ".lora_A." not in name]  # B: 0
+    assert any(not torch.equal(mover.bfloat16().float(), mover) for mover in began_at_a_stored_value)
     assert bool(low_rank_layers(loop.model)) == (scope is ADAPTER)
 
 
@@ -90,6 +91,20 @@ def test_what_the_file_loses_is_counted_from_what_was_trained(
     assert any(not torch.equal(tensor.bfloat16().float(), tensor) for tensor in file.values())
     with pytest.raises(CannotFinish, match="still differ from the original once they are stored as bfloat16"):
         stored(world, tmp_path / "tiny", half, scope=scope, learning_rate=1e-6, steps=1)
+
+
+def test_what_is_lost_is_counted_of_tied_weights_as_well(world: World, tmp_path: Path) -> None:
+    """The file has one name for a tied weight, the model two."""
+    tied = save_model_folder(make_model("llama_tied"), tmp_path / "m", dtype=torch.bfloat16)
+    scope = {"name": "layers", "patterns": ["model.embed_tokens.weight"]}
+    given: dict[str, Any] = {"model": tied, "scope": scope, "learning_rate": 2e-4, "steps": 3}
+    kept = [
+        RunFolder.open(run(world, tmp_path / held, weights=held, **given).folder.parent).record().stages[0].notes
+        for held in ("float32", "stored")
+    ]
+    wide, stored_ = (notes["survival"] for notes in kept)
+    assert 0 < stored_["survived"] < stored_["moved"]
+    assert stored_["survived"] / stored_["moved"] == pytest.approx(wide["survived"] / wide["moved"], abs=0.1)
 
 
 def test_it_goes_the_way_of_float32_but_for_rounding(world: World, half: Path, tmp_path: Path) -> None:
@@ -122,6 +137,11 @@ def test_when_the_file_decides(world: World, half: Path, tmp_path: Path, monkeyp
         assert (held_as("cuda", scope=scope), held_as(scope=scope)) == ("stored", "float32")
         assert held_as("cuda", scope=scope, weights="float32") == "float32"
     assert held_as("cuda", scope={**SURE, "refresh": "step"}) == "float32"
+    for between in ({"smooth": "sam"}, {"smooth": "curvature"}, {"balance": "ngdiff", "rate": "gen", "steps": 3}):
+        assert held_as("cuda", scope=SURE, **between) == "float32"
+    assert held_as("cuda", scope=ADAPTER, smooth="sam") == "stored"  # its factors are float32
+    with pytest.raises(BadInput, match=r"rate 'gen' looks at how the retain loss bends.*--weights float32"):
+        held_as(scope=SURE, balance="ngdiff", rate="gen", steps=3, weights="stored")
     assert held_as("cuda", master_dtype="param") == "stored"
     for name in ("RANK", "WORLD_SIZE"):  # shares of a weight are held in float32
         monkeypatch.setenv(name, "2")
@@ -141,3 +161,32 @@ def test_under_autocast_it_runs_as_on_a_gpu(
         made = stored(world, tmp_path / name, half, scope=scope, retain_term="klr")
         assert metrics(made.folder)[-1]["forget_loss"] < metrics(made.folder)[0]["forget_loss"]
         load_model(made.folder)
+
+
+def test_a_scope_of_ones_own_may_look_at_values(world: World, tmp_path: Path) -> None:
+    """It is asked before weights are loaded, and cannot answer then."""
+    (tmp_path / "mine.py").write_text(LARGE, encoding="utf-8")
+    made = run(world, tmp_path / "run", scope=str(tmp_path / "mine.py"), steps=1)
+    assert made.steps == 1
+
+
+LARGE = '''"""Tensors of large weights."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Large:
+    """Settings."""
+
+    def select(self, model):
+        """Name -> parameter."""
+        return {name: one for name, one in model.named_parameters() if float(one.detach().abs().mean()) > 0.0}
+
+    def init(self, model, moving):
+        """No state."""
+        return {}
+
+    def after_step(self, moving, state):
+        """Nothing."""
+'''

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from letheon.recipes.estimates import Estimate
 
 _WORDS = {
-    "weights": "weights, with float32 copies of what moves",
+    "weights": "weights, float32 copies included",
     "gradients": "gradients",
     "optimizer": "AdamW's moments",
     "references": "what the original said, and limits of a scope",

@@ -34,12 +34,12 @@ class Active:
 
     def cut(self, tensor: Tensor) -> Tensor:
         """The active units, a tensor of their own."""
-        return self._view(tensor).index_select(self.dim, self.index)
+        return self._view(tensor).index_select(self.dim, self.index.to(tensor.device))
 
     @torch.no_grad()
     def put(self, tensor: Tensor, part: Tensor) -> None:
         """Write the active units in place."""
-        self._view(tensor).index_copy_(self.dim, self.index, part)
+        self._view(tensor).index_copy_(self.dim, self.index.to(tensor.device), part)
 
     @torch.no_grad()
     def keep_only(self, tensor: Tensor) -> None:
@@ -117,11 +117,6 @@ class Movers(Sequence[Tensor]):
             else:
                 parameter.data.copy_(self.of[name].detach())
 
-    @property
-    def is_exact(self) -> bool:
-        """Whether the model holds what they hold, with nothing lost to a half precision."""
-        return all(self.of[name].dtype == parameter.dtype for name, parameter in self._own.items())
-
     @torch.no_grad()
     def seen(self) -> list[Tensor]:
         """What the model holds of each, as it is rounded there."""
@@ -135,7 +130,7 @@ class Movers(Sequence[Tensor]):
             return tensor
         whole = tensor.to(self.of[name].dtype)
         if name not in self._active:
-            return whole.copy_(self.of[name])
+            return whole.copy_(self.of[name].detach())
         self._active[name].put(whole, self.of[name].detach().to(whole.device))
         return whole
 

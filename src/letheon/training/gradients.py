@@ -81,7 +81,8 @@ class MeanGradient:
             with self.autocast():
                 loss_sum, _ = self.loss(model, batch)
             mean_share = loss_sum / total
-            mean_share.backward()  # type: ignore[no-untyped-call]
+            if mean_share.requires_grad:  # not where all weights asked about lie behind the layer that a term looks at
+                mean_share.backward()  # type: ignore[no-untyped-call]
             value += float(mean_share.detach())
         [value] = self.processes.totals([value])
         return Gradients(take(self.parameters), {self.figure or f"{self.part}_loss": value})

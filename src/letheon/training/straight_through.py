@@ -78,9 +78,11 @@ def _forward(module: Any, grid: Grid | CodebookGrid, inputs: Tensor) -> Tensor:
 
 
 def _forward_joined(layer: Any, grid: Grid | CodebookGrid, inputs: Tensor) -> Tensor:
-    """The same with the weight and the low-rank change beside it as one."""
+    """The same with the weight and the low-rank change beside it as one, added and rounded in float32."""
     plain = layer.base_layer
-    return _layer(plain, rounded_weight(plain, plain.weight + change_of(layer), grid), inputs)
+    with torch.autocast(inputs.device.type, enabled=False):
+        weight = rounded_weight(plain, plain.weight + change_of(layer), grid)
+    return _layer(plain, weight.to(inputs.dtype), inputs)
 
 
 def _layer(module: Any, weight: Tensor, inputs: Tensor) -> Tensor:

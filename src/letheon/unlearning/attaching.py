@@ -10,6 +10,7 @@ Source: this project.  Checked against: every scope, with and without weights of
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,4 +40,6 @@ def detach(scope: Any, model: Any, *, original: Path) -> tuple[Saver | None, Exa
 def check_scope(scope: Any, folder: ModelFolder) -> None:
     """Raise BadInput, before a weight is loaded, where a scope names what the model does not have."""
     model = make_blueprint(folder.path)
-    (scope.layers if hasattr(scope, "attach") else scope.select)(model)
+    # A scope of the user's own may look at values, which there are none of yet: it is asked later.
+    with suppress(RuntimeError, NotImplementedError):
+        (scope.layers if hasattr(scope, "attach") else scope.select)(model)

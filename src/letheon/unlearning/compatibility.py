@@ -1,7 +1,8 @@
 """Which choices go together: what a balance or a rate needs from the others, asked before anything is loaded.
 
 A balance says of itself what it needs: `needs_retain` (two gradients), `fixes_norm` (the length of its step is its own
-statement). A smoother that `averages_weights` does not go with a scope that `is_factored`. Any method may name the
+statement). A smoother that `averages_weights` does not go with a scope that `is_factored`, nor one that
+`draws_everywhere` with a scope that `is_refreshed`. Any method may name the
 package that it needs and the extra that brings it: `extra`. Unknown ones, such as a file of the user's own, need
 nothing.
 
@@ -32,6 +33,7 @@ def check_together(
     master_dtype: str,
     forget_set: DataFile | None,
     retain: DataFile | None,
+    weights: str = "auto",
 ) -> None:
     """Raise BadInput with every choice that does not go with the others.
 
@@ -41,10 +43,11 @@ def check_together(
         has_step_limit: whether a number of steps was given.
         master_dtype: where the weights are kept between steps.
         forget_set, retain: the data, where they could be read.
+        weights: how the model is to be held in memory.
     """
     balance, rate = methods.get("balance"), methods.get("rate")
     needs_retain, is_fitted = getattr(balance, "needs_retain", False), isinstance(rate, FittedRate)
-    problems: list[str] = [*_missing_extras(methods), *_averaged_factors(methods)]
+    problems: list[str] = [*_missing_extras(methods), *_averaged_factors(methods), *_drawn_everywhere(methods)]
     if "retain_term" in methods and name_of(methods["retain_term"]) == "none":
         remedy = "Choose a retain term such as gdr (--retain-term gdr --retain r.jsonl), or"
         if needs_retain:
@@ -61,6 +64,11 @@ def check_together(
         problems.append(
             f"rate {name_of(rate)!r} looks at weights between those that the file can hold, and master_dtype 'param' "
             "rounds every step. Keep float32 masters (--master-dtype float32), or choose --rate constant"
+        )
+    if is_fitted and weights == "stored":
+        problems.append(
+            f"rate {name_of(rate)!r} looks at how the retain loss bends over one step, which a model held as it is "
+            "stored (--weights stored) is too coarse for. Use --weights float32, or choose --rate constant"
         )
     endless = [f"balance {name_of(balance)!r}"] if getattr(balance, "fixes_norm", False) else []
     endless += [f"rate {name_of(rate)!r}"] if is_fitted else []
@@ -99,6 +107,16 @@ def _averaged_factors(methods: Mapping[str, Any]) -> list[str]:
         f"smoother {name_of(smoother)!r} averages what moves over steps, and with scope {name_of(scope)!r} two factors "
         "move: the mean of each is not the factors of the mean weights. Choose another smoother such as sam, or "
         "another scope such as sure"
+    ]
+
+
+def _drawn_everywhere(methods: Mapping[str, Any]) -> list[str]:
+    smoother, scope = methods.get("smooth"), methods.get("scope")
+    if not (getattr(smoother, "draws_everywhere", False) and getattr(scope, "is_refreshed", False)):
+        return []
+    return [
+        f"smoother {name_of(smoother)!r} draws for every weight, and with scope {name_of(scope)!r} (refresh: step) "
+        "only those move that a step chooses. Choose another smoother such as sam, or refresh: once"
     ]
 
 

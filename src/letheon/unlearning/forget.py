@@ -9,7 +9,8 @@ Source: this project.  Checked against: the six published baselines on the embed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,9 +31,9 @@ from letheon.runs.environment import process_count
 from letheon.runs.progress import Progress
 from letheon.runs.record import RunFolder, Stage
 from letheon.settings import draft, plain
-from letheon.training.active import Movers
+from letheon.training.active import Active, Movers
 from letheon.training.gradients import MeanLoss, Parts
-from letheon.training.loop import Loop, LoopResult, run_loop
+from letheon.training.loop import FittedRate, Loop, LoopResult, run_loop
 from letheon.training.prepare import (
     MetricsFile,
     Opened,
@@ -214,12 +215,16 @@ class Request:
     def held_as(self) -> str:
         """How the model is held in memory, as `load_model` has it. Only files that are bfloat16 throughout are held as
         they are stored: what float16 cannot reach would be lost on the way, and so would digits of a float32 tensor.
+        Nobody has to ask for it on a GPU where most weights never move, unless something between two stored weights is
+        looked at: around a point (a smoother), or along a step (a fitted rate).
         """
-        wanted = self.wanted
-        is_small = getattr(self.methods["scope"], "is_narrow", False) or wanted.master_dtype == "param"
-        is_stored = wanted.weights == "stored" or (
-            wanted.weights == "auto" and is_small and self.device.startswith("cuda") and process_count() == 1
+        wanted, scope = self.wanted, self.methods["scope"]
+        looks_between = isinstance(self.methods["rate"], FittedRate) or not (
+            self.methods["smooth"].is_identity or getattr(scope, "is_factored", False)
         )
+        is_small = getattr(scope, "is_narrow", False) or wanted.master_dtype == "param"
+        is_usual = is_small and not looks_between and self.device.startswith("cuda") and process_count() == 1
+        is_stored = wanted.weights == "stored" or (wanted.weights == "auto" and is_usual)
         is_half = {tensor.dtype for tensor in self.folder.tensors.values()} & set(DTYPES) == {"BF16"}
         return "stored" if is_stored and is_half else "float32"
 
@@ -320,6 +325,7 @@ def check_request(values: dict[str, Any]) -> Request:
             has_stop_rule=wanted.stop.every > 0,
             has_step_limit=wanted.steps is not None,
             master_dtype=wanted.master_dtype,
+            weights=wanted.weights,
             forget_set=files.get("forget"),
             retain=files.get("retain"),
         )
@@ -460,6 +466,7 @@ def _unlearn(
     forget_term, retain_term = _terms(request, opened, forget_examples, retain_examples, gate, stage)
     active = active_units(scope, forget_term, opened, moving, forget_examples)
     if active:
+        _check_same_units(stage, active)
         moving = {name: moving[name] for name in active}
         share = moving_weights(moving, active) / sum(weight.numel() for weight in opened.model.parameters())
         stage.note("active_share", share)
@@ -519,6 +526,20 @@ def _unlearn(
         smoother.finish(movers.of, smoother_state)
         movers.put_back()
     return result, movers
+
+
+def _check_same_units(stage: Stage, active: Mapping[str, Active]) -> None:
+    """The units are chosen again when a run is continued, and what was trained belongs to those of the first time."""
+    digest = hashlib.sha256()
+    for name, one in active.items():
+        digest.update(name.encode() + one.index.cpu().numpy().tobytes())
+    noted = stage.entry.notes.get("active_units")
+    if noted is not None and noted != digest.hexdigest():
+        raise BadInput(
+            f"{stage.run}: the units that may move came out otherwise than when the run began, since another machine "
+            "sums otherwise. Continue it where it was begun, or begin anew with another --out"
+        )
+    stage.note("active_units", digest.hexdigest())
 
 
 def _step_limit(wanted: ForgetSettings, order: EpochOrder) -> int:

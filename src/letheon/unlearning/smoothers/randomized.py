@@ -33,6 +33,8 @@ class RandomizedSmoothing:
     """Draws a step, >= 1."""
 
     is_identity: ClassVar[bool] = False
+    draws_everywhere: ClassVar[bool] = True
+    """It looks at no gradient, so nothing keeps its draws to the units that a step chooses."""
     is_shareable: ClassVar[bool] = True
     """Several processes, each with a share of every weight, give what one gives."""
 
