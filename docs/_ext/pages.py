@@ -13,6 +13,7 @@ from typing import Any
 
 PAGE = "methods"
 MARKER = "<!-- methods -->"
+PRESETS_MARKER = "<!-- presets -->"
 
 HEADINGS = {
     "forget_term": ("Forget terms", "What is pushed away, and how far (`--method`)."),
@@ -39,6 +40,15 @@ def render(cards: list[Any]) -> str:
                 parts += [f"### {markdown_prose(card.name)}", markdown(card.docstring)]
                 parts += [_setting(setting) for setting in card.settings]
     return "\n\n".join(part for part in parts if part)
+
+
+def render_presets(presets: dict[str, Any], words: Callable[[dict[str, Any]], str]) -> str:
+    """A list of the presets, in Markdown; `words` says settings as they are typed."""
+    parts = []
+    for name, row in presets.items():
+        told = f"{markdown_prose(row.paper)}. Measured: {markdown_prose(row.measured)}."
+        parts.append(f"`{name}`\n: {told}\n\n  `{words(row.settings)}`")
+    return "\n\n".join(parts)
 
 
 def _setting(setting: Any) -> str:
@@ -93,9 +103,12 @@ def _outside_code(text: str, escape: Callable[[str], str], code: str) -> str:
 
 def _fill(app: Any, page: str, source: list[str]) -> None:
     if page == PAGE:
+        from letheon.cli.methods import as_typed
         from letheon.methods import cards
+        from letheon.unlearning.presets import PRESETS
 
-        source[0] = source[0].replace(MARKER, render(cards()))
+        presets = render_presets(PRESETS, as_typed)
+        source[0] = source[0].replace(MARKER, render(cards())).replace(PRESETS_MARKER, presets)
 
 
 def _set(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

@@ -69,7 +69,12 @@ def test_presets_can_be_typed_as_they_are_shown(letheon: Letheon) -> None:
     page = letheon("methods", "--presets").out
     found = json.loads(letheon("methods", "--presets", "--json").out)
     assert [one["name"] for one in found] == list(PRESETS)
-    for name, row in PRESETS.items():
-        assert name in page and row.paper in page
-    assert "--method npo --method.beta 0.1 --method.reduction sum --retain-term klr" in page
+    joined = " ".join(page.split())
+    for (name, row), one in zip(PRESETS.items(), found, strict=True):
+        assert f"{name} {row.paper} --" in joined and f"measured: {row.measured}" in joined
+        assert one["measured"] == row.measured
+    assert "--method npo --method.beta 0.1 --method.reduction sum --retain-term klr" in joined
+    assert max(map(len, page.splitlines())) <= 120
+    for line in page.splitlines():  # an option stands beside its value
+        assert not line.rstrip().split(" ")[-1].startswith("--")
     assert "--clip null" in page and "None" not in page  # as it can be typed

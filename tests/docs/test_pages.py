@@ -9,7 +9,9 @@ from types import ModuleType
 
 import pytest
 
+from letheon.cli.methods import as_typed
 from letheon.methods import cards
+from letheon.unlearning.presets import PRESETS
 
 EXTENSION = Path(__file__).parents[2] / "docs" / "_ext" / "pages.py"
 
@@ -36,8 +38,16 @@ def test_a_new_kind_needs_no_entry(pages: ModuleType) -> None:
     assert "## Odd kinds\n" in pages.render([replace(cards()[0], kind="odd_kind")])
 
 
-def test_the_page_of_methods_has_the_place_to_fill(pages: ModuleType) -> None:
-    assert pages.MARKER in (EXTENSION.parents[1] / f"{pages.PAGE}.md").read_text(encoding="utf-8")
+def test_every_preset_is_listed_with_paper_settings_and_what_was_measured(pages: ModuleType) -> None:
+    body = pages.render_presets(PRESETS, as_typed)
+    for name, row in PRESETS.items():
+        assert f"`{name}`\n: {pages.markdown_prose(row.paper)}" in body and as_typed(row.settings) in body
+        assert pages.markdown_prose(row.measured) in body
+
+
+def test_the_page_of_methods_has_the_places_to_fill(pages: ModuleType) -> None:
+    page = (EXTENSION.parents[1] / f"{pages.PAGE}.md").read_text(encoding="utf-8")
+    assert pages.MARKER in page and pages.PRESETS_MARKER in page
 
 
 def test_a_docstring_falls_into_prose_and_what_is_laid_out(pages: ModuleType) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,10 @@ from letheon.errors import UnknownName
 from letheon.methods import KINDS, Card, card, cards
 from letheon.recipes import verbs
 from letheon.settings import plain
+
+MEASURED = (
+    "measured: the same terms on the embedded world, at rates and steps of its own; the presets' are for large models"
+)
 
 app = new_app()
 
@@ -97,13 +102,33 @@ def _options(kind: str) -> list[str]:
 def _presets(as_json: bool) -> None:
     from letheon.unlearning.presets import PRESETS
 
-    data = [{"name": name, "source": row.paper, "settings": row.settings} for name, row in PRESETS.items()]
-    rows = [(name, row.paper, _words(row.settings)) for name, row in PRESETS.items()]
+    data = [
+        {"name": name, "source": row.paper, "settings": row.settings, "measured": row.measured}
+        for name, row in PRESETS.items()
+    ]
+    lines: list[str] = []
+    for name, row in PRESETS.items():
+        lines += [
+            name,
+            *_wrapped(row.paper),
+            *_wrapped(as_typed(row.settings)),
+            *_wrapped(f"measured: {row.measured}"),
+            "",
+        ]
+    lines.append(MEASURED)
     following = "letheon forget MODEL --preset NAME --forget forget.jsonl --retain retain.jsonl"
-    finish(Outcome(data, table(rows), next=following, is_listing=True), command="methods", as_json=as_json)
+    finish(Outcome(data, lines, next=following, is_listing=True), command="methods", as_json=as_json)
 
 
-def _words(chosen: dict[str, Any]) -> str:
+def _wrapped(text: str) -> list[str]:
+    # An option and its value stay on one line, so that what is copied can be typed.
+    bound = re.sub(r"(--\S+) (?=[^-])", "\\1\0", text)
+    lines = textwrap.wrap(bound, 110, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+    return [line.replace("\0", " ") for line in lines]
+
+
+def as_typed(chosen: dict[str, Any]) -> str:
+    """Settings as options of a command line."""
     words = []
     for name, value in chosen.items():
         if isinstance(value, dict):

@@ -22,6 +22,10 @@ class Preset:
 
     paper: str
     settings: dict[str, Any]
+    measured: str = "not measured"
+    """What the same terms did on the embedded world, at its own rates and steps, as the page of findings has it: shares
+    of the forgotten facts that are left and of the retained ones that are kept. A preset's own rate is for models of
+    billions of weights, and was not run."""
 
 
 _MUSE = "MUSE, arXiv:2407.06460, scripts for News"
@@ -39,9 +43,9 @@ _SURE = {"scope": {"name": "sure", "percentile": 90.0}, "learning_rate": 5e-5}
 """What SURE changes in a baseline. Recalled: larger rates than the baselines', 5e-5 to 1e-4."""
 
 
-def _sure(forget: dict[str, Any], retain: Any) -> Preset:
+def _sure(forget: dict[str, Any], retain: Any, measured: str = Preset.measured) -> Preset:
     settings = {"method": forget, "retain_term": retain, **_SHARED, **_SURE}
-    return Preset("SURE, arXiv:2410.16454, as its paper has it; rate recalled", settings)
+    return Preset("SURE, arXiv:2410.16454, as its paper has it; rate recalled", settings, measured)
 
 
 def _linear(epochs: int) -> dict[str, Any]:
@@ -50,19 +54,48 @@ def _linear(epochs: int) -> dict[str, Any]:
 
 
 PRESETS: dict[str, Preset] = {
-    "ga": Preset(_MUSE, {"method": _ASCENT, "retain_term": "none", **_SHARED}),
-    "ga-gdr": Preset(_MUSE, {"method": _ASCENT, "retain_term": {"name": "gdr", "denominator": "token"}, **_SHARED}),
-    "ga-klr": Preset(_MUSE, {"method": _ASCENT, "retain_term": "klr", **_SHARED}),
-    "npo": Preset(_MUSE + "; NPO, arXiv:2404.05868", {"method": _NPO, "retain_term": "none", **_SHARED}),
+    "ga": Preset(
+        _MUSE,
+        {"method": _ASCENT, "retain_term": "none", **_SHARED},
+        measured="facts left 0.00, retained 0.00: NOT USABLE on three seeds",
+    ),
+    "ga-gdr": Preset(
+        _MUSE,
+        {"method": _ASCENT, "retain_term": {"name": "gdr", "denominator": "token"}, **_SHARED},
+        measured="facts left 0.04, retained 0.36: NOT USABLE on three seeds",
+    ),
+    "ga-klr": Preset(
+        _MUSE,
+        {"method": _ASCENT, "retain_term": "klr", **_SHARED},
+        measured="facts left 0.05, retained 0.22: NOT USABLE on two seeds of three, NOT DELETED on the other",
+    ),
+    "npo": Preset(
+        _MUSE + "; NPO, arXiv:2404.05868",
+        {"method": _NPO, "retain_term": "none", **_SHARED},
+        measured="facts left 0.00, retained 0.00: NOT DELETED on two seeds of three, NOT USABLE on the other",
+    ),
     "npo-gdr": Preset(
         _MUSE + "; NPO, arXiv:2404.05868",
         {"method": _NPO, "retain_term": {"name": "gdr", "denominator": "token"}, **_SHARED},
+        measured="facts left 0.03, retained 0.95: NOT DELETED on three seeds, for membership",
     ),
-    "npo-klr": Preset(_MUSE + "; NPO, arXiv:2404.05868", {"method": _NPO, "retain_term": "klr", **_SHARED}),
+    "npo-klr": Preset(
+        _MUSE + "; NPO, arXiv:2404.05868",
+        {"method": _NPO, "retain_term": "klr", **_SHARED},
+        measured="facts left 0.04, retained 0.96: NOT DELETED on three seeds, for membership",
+    ),
     "sure-ga-gdr": _sure(_ASCENT, _TOKENS),
     "sure-ga-klr": _sure(_ASCENT, "klr"),
-    "sure-npo-gdr": _sure(_NPO, _TOKENS),
-    "sure-npo-klr": _sure(_NPO, "klr"),
+    "sure-npo-gdr": _sure(
+        _NPO,
+        _TOKENS,
+        measured="facts left 0.04, retained 0.97; 0.17 left after 20 steps of an attack, the plain row 0.08 (one seed)",
+    ),
+    "sure-npo-klr": _sure(
+        _NPO,
+        "klr",
+        measured="facts left 0.04, retained 0.97; 0.13 left after 20 steps of an attack, the plain row 0.14 (one seed)",
+    ),
     # Recalled: rho 0.01, rate and beta of the baseline, 10 epochs.
     "npo-sam": Preset(
         "NPO + SAM, arXiv:2502.05374, scripts for MUSE News, figures recalled",
@@ -73,6 +106,7 @@ PRESETS: dict[str, Preset] = {
             "smooth": {"name": "sam", "rho": 0.01},
             "epochs": 10.0,
         },
+        measured="mean recovery under an attack 0.06, without SAM 0.09, by training longer 0.06 (five seeds)",
     ),
     # Sums over tokens a record: with lengths normalised, the direction is that of the paper's mean over all tokens.
     "ngdiff": Preset(
@@ -86,6 +120,7 @@ PRESETS: dict[str, Preset] = {
             "weight_decay": 0.0,
             "clip": None,
         },
+        measured="facts left 0.48 to 0.75 from starts of 1e-5 to 0.1, all retained (SGD, 150 steps, two seeds)",
     ),
     # beta, gamma and the forget term's weight: the README of its code, for forget05 (forget10: 4.5, 0, 0.125).
     # Recalled: 10 epochs (the code's configuration says 20 and has 10 beside it as a comment).
@@ -97,11 +132,13 @@ PRESETS: dict[str, Preset] = {
             **_TOFU,
             **_linear(10),
         },
+        measured="facts left 0.04, retained 1.00; 0.22 left after 20 steps of an attack (one seed)",
     ),
     # 5 epochs: the configuration of TOFU's code.
     "idk": Preset(
         "TOFU, arXiv:2401.06121, preference optimization",
         {"method": {"name": "idk"}, "balance": {"name": "weighted", "alpha": 1.0}, **_TOFU, **_linear(5)},
+        measured="facts left 0.03, retained 1.00; 0.82 left after 20 steps of an attack (one seed): a refusal hides",
     ),
     # beta 0.1 over summed log-probabilities, and the factor 2 / beta: the code of NPO's authors. Recalled: 10 epochs.
     "dpo": Preset(
