@@ -168,7 +168,7 @@ def test_nothing_is_asked_twice_until_the_model_changes(monkeypatch: pytest.Monk
     several = asked("set", random_examples(6))
     first, said = scorer.scores(several), scorer.answers(several)
     calls: list[int] = []
-    monkeypatch.setattr(module, "score_examples", lambda *_, **__: calls.append(1))
+    monkeypatch.setattr(module, "score_batches", lambda *_, **__: calls.append(1))
     monkeypatch.setattr(scorer, "_generate", lambda *_: calls.append(1))
     assert scorer.scores(several) is first and scorer.answers(several) == said and not calls
     monkeypatch.undo()
@@ -177,6 +177,18 @@ def test_nothing_is_asked_twice_until_the_model_changes(monkeypatch: pytest.Monk
     scorer.forget_results()
     assert not np.array_equal(scorer.scores(several).log_probs("sum"), first.log_probs("sum"))
     assert scorer.answers(several) != said
+
+
+def test_a_set_in_another_halfs_name_is_asked_itself() -> None:
+    """An attacker's two halves are asked under one name, one after the other."""
+    scorer = scorer_of(llama())
+    halves = [asked("forget_questions", random_examples(3, seed=first)) for first in (0, 3)]
+    wanted = [scorer_of(llama()).scores(half).log_probs("sum").tolist() for half in halves]
+    found = []
+    for half in halves:
+        scorer.forget_results()
+        found.append(scorer.scores(half).log_probs("sum").tolist())
+    assert found == wanted and wanted[0] != wanted[1]
 
 
 def test_numbers_that_are_none_are_not_measured() -> None:

@@ -15,10 +15,11 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from letheon.audits.asked import Asked
 from letheon.audits.columns import Scores
+from letheon.data.batches import Batch, by_length
 from letheon.data.encode import Encoder
 from letheon.errors import NotMeasured
 from letheon.training.losses import Body
-from letheon.training.scoring import ExampleScores, score_examples
+from letheon.training.scoring import ExampleScores, score_batches
 
 GENERATION_BATCH = 128
 SPARE_TOKENS = 8
@@ -27,7 +28,7 @@ SPARE_TOKENS = 8
 
 @dataclass
 class Scorer:
-    """One model, ready to be asked. Results are kept by the set's name until the condition changes.
+    """One model, ready to be asked. Results are kept by the set's name until the condition changes, batches for good.
 
     The model's own generation settings (its folder may ask for sampling, penalties or a least length) are replaced by
     plain greedy ones: an audit measures the weights.
@@ -39,6 +40,7 @@ class Scorer:
     device: str
     _scores: dict[str, ExampleScores] = field(default_factory=dict)
     _answers: dict[tuple[str, int], str] = field(default_factory=dict)
+    _batches: dict[str, tuple[Asked, list[Batch]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
@@ -55,11 +57,19 @@ class Scorer:
             NotMeasured: a log-probability that is NaN or infinite.
         """
         if asked.name not in self._scores:
-            found = score_examples(self.body, asked.examples, pad=self.encoder.pad, device=self.device)
+            found = score_batches(self.body, self._in_batches(asked))
             if not all(map(_is_finite, found.token_log_probs)):
                 raise NotMeasured(f"the model's log-probabilities on {asked.name} are not finite")
             self._scores[asked.name] = found
         return self._scores[asked.name]
+
+    def _in_batches(self, asked: Asked) -> list[Batch]:
+        """The set in batches; halves of a set have its name, so the set itself is looked at."""
+        kept, batches = self._batches.get(asked.name, (None, []))
+        if kept is not asked:
+            batches = by_length(asked.examples, pad=self.encoder.pad, device=self.device)
+            self._batches[asked.name] = (asked, batches)
+        return batches
 
     def answers(self, asked: Asked, items: Iterable[int] | None = None) -> list[str]:
         """Greedy answers to a set's questions, or to those at some positions.

@@ -41,14 +41,20 @@ class ExampleScores:
         return np.array([reduce(values) for values in self.token_log_probs], dtype=np.float64)
 
 
-@torch.no_grad()
 def score_examples(
     body: Body, examples: Sequence[Example], *, pad: int, device: str = "cpu", batch_tokens: int | None = None
 ) -> ExampleScores:
     """Score examples in batches of like length; the result is in the order of `examples`."""
-    token_log_probs: list[Any] = [None] * len(examples)
-    exact = np.zeros(len(examples), dtype=np.bool_)
-    for batch in by_length(examples, pad=pad, device=device, batch_tokens=batch_tokens):
+    return score_batches(body, by_length(examples, pad=pad, device=device, batch_tokens=batch_tokens))
+
+
+@torch.no_grad()
+def score_batches(body: Body, batches: Sequence[Batch]) -> ExampleScores:
+    """The same of batches that are there; the result is in the order of their items."""
+    count = sum(batch.size for batch in batches)
+    token_log_probs: list[Any] = [None] * count
+    exact = np.zeros(count, dtype=np.bool_)
+    for batch in batches:
         log_probs, is_right = _score_labels(body, _without_last(batch))
         ends = np.cumsum(batch.label_counts.cpu().numpy())[:-1]
         items = batch.items.tolist()
