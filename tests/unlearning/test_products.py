@@ -82,6 +82,8 @@ def is_refused(row: dict[str, Any]) -> str:
         return "retain term 'none'"
     if row["smooth"] == "weight_average" and row["scope"] == "adapter":
         return "the mean of each is not the factors of the mean weights"
+    if row["smooth"] == "randomized" and row["scope"] == "sure at every step":
+        return "draws for every weight"
     return ""
 
 
