@@ -2,9 +2,8 @@
 
 A balance says of itself what it needs: `needs_retain` (two gradients), `fixes_norm` (the length of its step is its own
 statement). A smoother that `averages_weights` does not go with a scope that `is_factored`, nor one that
-`draws_everywhere` with a scope that `is_refreshed`. Any method may name the
-package that it needs and the extra that brings it: `extra`. Unknown ones, such as a file of the user's own, need
-nothing.
+`draws_everywhere` with a scope that `is_refreshed`. Any method may name the package that it needs and the extra that
+brings it: `extra`. Unknown ones, such as a file of the user's own, need nothing.
 
 Source: this project; what NGDiff needs is from arXiv:2410.22086.
 Checked against: each refused combination, all of them at once, and the allowed neighbour of each.
@@ -47,7 +46,7 @@ def check_together(
     """
     balance, rate = methods.get("balance"), methods.get("rate")
     needs_retain, is_fitted = getattr(balance, "needs_retain", False), isinstance(rate, FittedRate)
-    problems: list[str] = [*_missing_extras(methods), *_averaged_factors(methods), *_drawn_everywhere(methods)]
+    problems: list[str] = [*_missing_extras(methods), *_unfit_smoothers(methods)]
     if "retain_term" in methods and name_of(methods["retain_term"]) == "none":
         remedy = "Choose a retain term such as gdr (--retain-term gdr --retain r.jsonl), or"
         if needs_retain:
@@ -99,25 +98,22 @@ def _missing_extras(methods: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _averaged_factors(methods: Mapping[str, Any]) -> list[str]:
+def _unfit_smoothers(methods: Mapping[str, Any]) -> list[str]:
+    """A smoother that does not go with what the scope lets move."""
     smoother, scope = methods.get("smooth"), methods.get("scope")
-    if not (getattr(smoother, "averages_weights", False) and getattr(scope, "is_factored", False)):
-        return []
-    return [
-        f"smoother {name_of(smoother)!r} averages what moves over steps, and with scope {name_of(scope)!r} two factors "
-        "move: the mean of each is not the factors of the mean weights. Choose another smoother such as sam, or "
-        "another scope such as sure"
-    ]
-
-
-def _drawn_everywhere(methods: Mapping[str, Any]) -> list[str]:
-    smoother, scope = methods.get("smooth"), methods.get("scope")
-    if not (getattr(smoother, "draws_everywhere", False) and getattr(scope, "is_refreshed", False)):
-        return []
-    return [
-        f"smoother {name_of(smoother)!r} draws for every weight, and with scope {name_of(scope)!r} (refresh: step) "
-        "only those move that a step chooses. Choose another smoother such as sam, or refresh: once"
-    ]
+    problems: list[str] = []
+    if getattr(smoother, "averages_weights", False) and getattr(scope, "is_factored", False):
+        problems.append(
+            f"smoother {name_of(smoother)!r} averages what moves over steps, and with scope {name_of(scope)!r} two "
+            "factors move: the mean of each is not the factors of the mean weights. Choose another smoother such as "
+            "sam, or another scope such as sure"
+        )
+    if getattr(smoother, "draws_everywhere", False) and getattr(scope, "is_refreshed", False):
+        problems.append(
+            f"smoother {name_of(smoother)!r} draws for every weight, and with scope {name_of(scope)!r} (refresh: step) "
+            "only those move that a step chooses. Choose another smoother such as sam, or refresh: once"
+        )
+    return problems
 
 
 def _contents(data: DataFile) -> set[object]:

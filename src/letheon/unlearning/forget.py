@@ -533,13 +533,13 @@ def _check_same_units(stage: Stage, active: Mapping[str, Active]) -> None:
     digest = hashlib.sha256()
     for name, one in active.items():
         digest.update(name.encode() + one.index.cpu().numpy().tobytes())
-    noted = stage.entry.notes.get("active_units")
+    noted = stage.entry.notes.get("active_units_sha256")
     if noted is not None and noted != digest.hexdigest():
         raise BadInput(
             f"{stage.run}: the units that may move came out otherwise than when the run began, since another machine "
             "sums otherwise. Continue it where it was begun, or begin anew with another --out"
         )
-    stage.note("active_units", digest.hexdigest())
+    stage.note("active_units_sha256", digest.hexdigest())
 
 
 def _step_limit(wanted: ForgetSettings, order: EpochOrder) -> int:
