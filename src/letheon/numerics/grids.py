@@ -67,6 +67,8 @@ class Grid:
     """Weights that share a scale: a row, the whole tensor, or this many neighbouring inputs of a row."""
     clip: Literal["absmax", "mse"] = "absmax"
     """absmax covers the largest weight; mse searches the smallest error, in about 30 times the time."""
+    scale_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """What a file stores scales as. They are rounded to it before any weight is, so that the file holds this grid."""
 
     def __post_init__(self) -> None:
         require(
@@ -84,6 +86,10 @@ class Grid:
             f"grid group {self.group!r} is not usable. Use 'row', 'tensor', or a number such as 128",
         )
         require(self.clip in ("absmax", "mse"), f"grid clip {self.clip!r} is not known. Use 'absmax' or 'mse'")
+        require(
+            self.scale_dtype in ("float32", "float16", "bfloat16"),
+            f"grid scale_dtype {self.scale_dtype!r} is not known. Use 'float32', 'float16' or 'bfloat16'",
+        )
 
     @property
     def code_range(self) -> tuple[int, int]:
@@ -146,6 +152,25 @@ class Quantized:
     """The grid the codes belong to."""
     dtype: torch.dtype
     """The weight's own dtype, given back by `dequantize`."""
+    group_index: Int[Tensor, " columns"] | None = None
+    """int32, the group (column of `scale`) of every input; None: groups are stretches of neighbouring inputs."""
+
+
+def group_parameters(
+    weight: Float[Tensor, "rows columns"], grid: Grid
+) -> tuple[Float[Tensor, "rows groups"], Float[Tensor, "rows groups"]]:
+    """Step and zero point of every group, float32, as `quantize` would choose them for these weights.
+
+    Raises:
+        BadInput: what `quantize` raises, and a grid of 16 bits, which has neither.
+
+    >>> group_parameters(torch.tensor([[0.7, -0.3, 0.06]]), Grid(bits=4))[0]
+    tensor([[0.1000]])
+    """
+    _check_matrix(weight)
+    require(grid.bits != 16, "a grid of 16 bits is off and has no step. Use 2 to 8 bits")
+    scale, zero = _scale_and_zero(_grouped(weight.detach().float(), grid), grid)
+    return scale.squeeze(-1), zero.squeeze(-1)
 
 
 def quantize(weight: Float[Tensor, "rows columns"], grid: Grid | CodebookGrid) -> Quantized:
@@ -292,7 +317,19 @@ def _scale_and_zero(grouped: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         zero = centre if grid.scheme == "sym_centred" else (-smallest / scale).round()
     if grid.clip == "mse":
         scale = _search_clip(grouped, scale, zero, grid)
-    return scale, zero
+    return _as_stored(scale, grid), zero
+
+
+def _as_stored(scale: Tensor, grid: Grid) -> Tensor:
+    """The steps as a file of the grid's dtype holds them, in float32."""
+    stored = scale.to(getattr(torch, grid.scale_dtype)).float()
+    if not bool(((stored > 0) & torch.isfinite(stored)).all()):
+        worst = scale.max() if bool(torch.isinf(stored).any()) else scale.min()
+        raise BadInput(
+            f"a scale of {float(worst):.3g} is outside what {grid.scale_dtype} holds. Use --method.scale-dtype "
+            "bfloat16 or float32, or leave this layer out"
+        )
+    return stored
 
 
 def _search_clip(grouped: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
@@ -362,6 +399,9 @@ def _values(quantized: Quantized) -> Tensor:
         return values.reshape(-1)[: codes.numel()].view(codes.shape)
     if grid.bits == 16:
         return codes.clone()
+    if quantized.group_index is not None:
+        index = quantized.group_index.long()
+        return (codes - quantized.zero[:, index]) * quantized.scale[:, index]
     grouped = _grouped(codes, grid) - quantized.zero.unsqueeze(-1)
     return (grouped * quantized.scale.unsqueeze(-1)).view(codes.shape)
 
@@ -371,5 +411,7 @@ def _steps(quantized: Quantized) -> Tensor | None:
     grid, codes = quantized.grid, quantized.codes
     if isinstance(grid, CodebookGrid) or grid.bits == 16:
         return None
+    if quantized.group_index is not None:
+        return quantized.scale[:, quantized.group_index.long()]
     grouped = _grouped(codes, grid)
     return quantized.scale.unsqueeze(-1).expand_as(grouped).reshape(codes.shape)
