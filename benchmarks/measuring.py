@@ -46,6 +46,21 @@ def write(name: str, found: dict[str, Any]) -> None:
     print(text)
 
 
+def earlier(name: str) -> dict[str, Any]:
+    """What results/NAME.json holds, for a script that adds to it. Raises FileNotFoundError where there is none."""
+    return dict(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def parts(before: dict[str, Any]) -> list[dict[str, Any]]:
+    """Date, command and machine of all that went into an earlier result, oldest first."""
+    return [*before.get("parts", []), {key: before[key] for key in ("date", "command", "machine")}]
+
+
+def by_seed(found: dict[str, Any]) -> dict[int, Any]:
+    """Seeds as the numbers they were before a file made texts of them."""
+    return {int(seed): each for seed, each in found.items()}
+
+
 def _cpu_lines() -> list[str]:
     try:
         return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from exam import exam, grid_condition, interval, one_thread, rounded, unlearned
-from measuring import write
+from measuring import by_seed, earlier, parts, write
 from transformers import LlamaForCausalLM
 
 from letheon.errors import CannotFinish
@@ -263,10 +263,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--finished", action="store_true", help="forget nothing; ask what is finished")
     parser.add_argument("--only", nargs="+", choices=list(REMEDIES), help="these remedies, in a file of their own")
+    parser.add_argument("--add", action="store_true", help="add these seeds and widths to those in the result file")
     given = parser.parse_args()
     one_thread()
     running = not given.finished
+    result = "_".join(["precision", *(given.only or [])])
+    before = earlier(result) if given.add else {}
     found: dict[int, dict[int, dict[str, Any]]] = {width: {} for width in given.widths}
+    found |= {int(width): by_seed(seeds) for width, seeds in before.get("rows", {}).items()}
     for seed in given.seeds:
         for width in given.widths:
             if not running and not has_ended(given.out / f"original-{width}-{seed}"):
@@ -282,9 +286,9 @@ def main() -> None:
                 if width not in ONLY_AT.get(name, WIDTHS):
                     continue
                 rows[name] = row(name, REMEDIES[name], width, seed, world, given.out, is_running=running)
-            found[width][seed] = rows
-            result = "_".join(["precision", *(given.only or [])])
-            write(result, {"settings": SETTINGS, "regained": regained(found), "rows": found})
+            found.setdefault(width, {})[seed] = rows
+            sources = {"parts": parts(before)} if before else {}
+            write(result, {**sources, "settings": SETTINGS, "regained": regained(found), "rows": found})
 
 
 def regained(found: Mapping[int, Mapping[int, Mapping[str, Any]]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from exam import exam, interval, one_thread, rounded, unlearned
-from measuring import write
+from measuring import by_seed, earlier, parts, write
 
 from letheon.errors import CannotFinish
 from letheon.recipes.tiny_models import tiny_models
@@ -75,9 +75,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/evidence/rates"))
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--add", action="store_true", help="add these seeds to those in the result file")
     given = parser.parse_args()
     one_thread()
-    found: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
+    before = earlier("rates") if given.add else {}
+    found: dict[str, dict[int, dict[str, Any]]] = {
+        row: by_seed(seeds) for row, seeds in before.get("curves", {}).items()
+    }
     for seed in given.seeds:
         for optimizer in OPTIMIZERS:
             for way in WAYS:
@@ -96,7 +100,8 @@ def main() -> None:
     write(
         "rates",
         {
-            "seeds": list(given.seeds),
+            **({"parts": parts(before)} if before else {}),
+            "seeds": sorted({seed for seeds in found.values() for seed in seeds}),
             "starts": STARTS,
             "settings": {"common": COMMON, "ways": WAYS},
             "starts_that_succeed": {

@@ -3,7 +3,7 @@
 Every arm forgets the same people of the same model until at most 0.05 of the facts are left and 0.95 of the retained
 ones are (looks every 10 steps), so all are compared at equal forgetting; an arm that does not get there is reported as
 unmatched and compared with nothing. Weight averaging goes on for a quarter of the plain arm's steps and returns their
-mean. "npo longer" is the distance control: plain NPO for as many steps as NPO + SAM took. Then an attacker trains on
+mean. "longer" is the distance control: the plain term for as many steps as it took with SAM. Then an attacker trains on
 half of the forgotten people and the other half is asked, in all six wordings, both ways round; the retrained model
 under the same attack is the floor. Settings were tuned on seed 100 (other people), and are in ARMS.
 
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from exam import ATTACK, FACT_STEPS, FACTS, exam, interval, one_thread, recovery, rounded, unlearned
-from measuring import write
+from measuring import by_seed, earlier, parts, write
 
 from letheon.data.batches import by_length
 from letheon.data.encode import Encoder
@@ -50,8 +50,13 @@ COMMON: dict[str, Any] = {
 }
 TERMS: dict[str, dict[str, Any]] = {
     "npo": {"method": NPO},
-    "graddiff": {"method": GRADDIFF, "balance": {"name": "weighted", "alpha": 3.0}},
+    "graddiff": {
+        "method": GRADDIFF,
+        "balance": {"name": "weighted", "alpha": 3.0},
+        "stop": {"every": 10, "items": 300, "forget_accuracy": 0.05, "utility": USEFUL + 0.01},
+    },
 }
+"""Gradient difference stands just at the line when it stops, so its looks ask more and want a little more."""
 SMOOTHERS: dict[str, dict[str, Any]] = {
     "sam": {"rho": 0.1},
     "randomized": {"sigma": 0.006},
@@ -194,14 +199,14 @@ def run_term(
         name = f"{term}+{smoother}"
         if term in arms and (not only or name in only):
             run(name, smoothed(term, smoother, settings, arms[term]))
-    if "npo+sam" in arms:
-        run("npo longer", {**TERMS[term], "steps": arms["npo+sam"]["steps"], "stop": {"every": 0}})
+    if f"{term}+sam" in arms:
+        run(f"{term} longer", {**TERMS[term], "steps": arms[f"{term}+sam"]["steps"], "stop": {"every": 0}})
     return arms
 
 
 def compared(found: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """Arm -> its recovery minus the plain arm's, over the seeds where both are matched; and which were not."""
-    names = dict.fromkeys(name for arms in found.values() for name in arms if "+" in name or name == "npo longer")
+    names = dict.fromkeys(name for arms in found.values() for name in arms if "+" in name or name.endswith(" longer"))
     result: dict[str, Any] = {}
     for name in names:
         plain = name.split("+")[0].split(" ")[0]
@@ -244,24 +249,30 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--finished", action="store_true", help="run nothing; write down what is finished")
     parser.add_argument("--only", nargs="*", default=[], help="arms such as graddiff+sam; plain ones are always run")
+    parser.add_argument("--terms", nargs="+", default=list(TERMS), choices=list(TERMS))
+    parser.add_argument("--add", action="store_true", help="put these terms into the result file, beside what it has")
     given = parser.parse_args()
     one_thread()
     if given.tune:
         tune(given.out)
         return
-    found: dict[int, dict[str, Any]] = {seed: {"reference": floor(seed, given.out)} for seed in HEADLINE_SEEDS}
-    for term in TERMS:
+    before = earlier("smoothers") if given.add else {}
+    found: dict[int, dict[str, Any]] = by_seed(before.get("arms", {}))
+    for seed in HEADLINE_SEEDS if "npo" in given.terms else SEEDS:
+        found.setdefault(seed, {"reference": floor(seed, given.out)})
+    for term in given.terms:
         for seed in HEADLINE_SEEDS if term == "npo" else SEEDS:
             only = given.only if seed in SEEDS else HEADLINE
             found[seed] |= run_term(term, seed, given.out, only, is_running=not given.finished)
-            keep(found)
+            keep(found, before)
 
 
-def keep(found: Mapping[int, Mapping[str, Any]]) -> None:
-    """The result so far."""
+def keep(found: Mapping[int, Mapping[str, Any]], before: dict[str, Any]) -> None:
+    """The result so far, added to an earlier one."""
     write(
         "smoothers",
         {
+            **({"parts": parts(before)} if before else {}),
             "seeds": {"headline": HEADLINE_SEEDS, "others": SEEDS},
             "settings": {"common": COMMON, "terms": TERMS, "smoothers": SMOOTHERS},
             "floor": {"recovery": interval([arms["reference"]["recovery"] for arms in found.values()])},
