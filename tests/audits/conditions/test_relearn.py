@@ -42,7 +42,7 @@ def by_hand(model: Any, settings: Relearn, steps: int) -> None:
 
 
 def test_it_is_adamw_on_what_the_attacker_learns() -> None:
-    """In float64: AdamW's first steps are as long for a gradient of 1e-9, whose sign is rounding in float32."""
+    """In float64 (but for the logits): AdamW steps as far along a gradient of 1e-9, which is rounding in float32."""
     settings = Relearn(steps=(1, 4), batch_size=4, learning_rate=1e-3)
     attacked, found = llama(seed=1).double(), {}
 
@@ -54,7 +54,7 @@ def test_it_is_adamw_on_what_the_attacker_learns() -> None:
         plain = llama(seed=1).double()
         by_hand(plain, settings, step)
         for name, tensor in plain.state_dict().items():
-            torch.testing.assert_close(found[step][name], tensor, rtol=1e-6, atol=1e-8)  # the clipped norm is float32
+            torch.testing.assert_close(found[step][name], tensor, rtol=1e-4, atol=1e-6)
 
 
 def test_an_attack_that_breaks_the_model_is_not_measured() -> None:
