@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from letheon.errors import CannotFinish
 from letheon.training.active import Movers
@@ -35,17 +36,8 @@ def moved(parameters: Sequence[Tensor], direction: Sequence[Tensor], scale: floa
     Raises:
         CannotFinish: the weights are too coarse to hold the move.
     """
-    saved = [parameter.detach().clone() for parameter in parameters]
     seen_before = _seen(parameters)
-    try:
-        is_exact = all(parameter.dtype in (torch.float32, torch.float64) for parameter in parameters)
-        with torch.no_grad():
-            if is_exact:
-                torch._foreach_add_(list(parameters), list(direction), alpha=scale)
-            else:  # added in float32, and rounded once
-                for parameter, along in zip(parameters, direction, strict=True):
-                    parameter.copy_(parameter.float() + along * scale)
-            _write(parameters)
+    with _standing_at(parameters, direction, scale):
         cosine = 1.0
         if seen_before is not None:
             cosine = _cosine(_seen(parameters) or [], seen_before, direction) * (1 if scale > 0 else -1)
@@ -56,13 +48,44 @@ def moved(parameters: Sequence[Tensor], direction: Sequence[Tensor], scale: floa
                 "larger radius"
             )
         yield cosine
+
+
+@contextmanager
+def _standing_at(parameters: Sequence[Tensor], direction: Sequence[Tensor], scale: float) -> Iterator[None]:
+    """The move itself. A parameter is lent other data, and gets its own back: nothing is copied twice.
+
+    Shares of a weight (FSDP2) are known by their memory, so there the data is written over and copied back.
+    """
+    has_shares = any(isinstance(parameter, DTensor) for parameter in parameters)
+    own = [parameter.detach().clone() if has_shares else parameter.data for parameter in parameters]
+    try:
+        for parameter, along in zip(parameters, direction, strict=True):
+            _stand(parameter, _sum(parameter, along, scale), is_copied=has_shares)
+        _write(parameters)
+        yield
     finally:
-        with torch.no_grad():
-            for parameter, old in zip(parameters, saved, strict=True):  # shares of a weight know no copy of many
-                parameter.copy_(old)
-            _write(parameters)
+        for parameter, old in zip(parameters, own, strict=True):
+            _stand(parameter, old, is_copied=has_shares)
+        _write(parameters)
 
 
+@torch.no_grad()
+def _sum(parameter: Tensor, along: Tensor, scale: float) -> Tensor:
+    """w + scale * direction, in float32 at least, and rounded once."""
+    if parameter.dtype in (torch.float32, torch.float64):
+        return torch.add(parameter, along, alpha=scale)
+    return (parameter.float() + along * scale).to(parameter.dtype)
+
+
+@torch.no_grad()
+def _stand(parameter: Tensor, values: Tensor, *, is_copied: bool) -> None:
+    if is_copied:
+        parameter.copy_(values)
+    else:
+        parameter.data = values
+
+
+@torch.no_grad()
 def _write(parameters: Sequence[Tensor]) -> None:
     """Let the model hold what was written into its movers."""
     if isinstance(parameters, Movers):
