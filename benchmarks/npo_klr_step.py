@@ -69,12 +69,12 @@ class Side:
     """What it holds besides model and optimizer."""
 
 
-def examples(count: int, labelled: int | None, seed: int) -> list[Example]:
-    """Random tokens, 56 to 64 of them."""
+def examples(count: int, labelled: int | None, seed: int, *, longest: int = 64) -> list[Example]:
+    """Random tokens, `longest` of them or up to an eighth less."""
     generator = torch.Generator().manual_seed(seed)
     made = []
     for _ in range(count):
-        length = int(torch.randint(56, 65, (1,), generator=generator))
+        length = int(torch.randint(longest - longest // 8, longest + 1, (1,), generator=generator))
         ids = torch.randint(2, CONFIG.vocab_size, (length,), generator=generator).tolist()
         made.append(Example(tuple(ids), length - labelled if labelled else 1))
     return made

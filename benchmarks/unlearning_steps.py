@@ -1,6 +1,8 @@
 """What smoothing, balancing, a fitted rate and few active rows cost: steps of the real loop, in turn, as ratios.
 
-sam / npo_gdr      one more forget pass: 9 units of forward work against 6, so 1.50 at best
+sam / npo_gdr      one more forget pass: 9 units of forward work against 6, so 1.50 at best; the shorter the texts, the
+                   more of a step is what each pass costs whatever its length, and NPO + GDR needs one pass where SAM
+                   needs three: measured at two lengths
 ngdiff / two_pass  the same two gradients, brought to length 1 instead of added
 gen / two_pass     with a rate fitted to three points in every tenth step
 sure               bytes of the optimizer's state with a tenth of the rows active, against all
@@ -20,7 +22,7 @@ from typing import Any
 import torch
 from measuring import spread, write
 from npo_klr_step import BATCHES, CONFIG, OPTIMIZER, PAD, SIZE, batch, examples
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from letheon.methods import build
 from letheon.training.active import Active, Movers
@@ -46,6 +48,7 @@ RATIOS = {"sam": "npo_gdr", "ngdiff": "two_pass", "gen": "two_pass", "sure": "np
 
 def side(
     base: LlamaForCausalLM,
+    longest: int,
     *,
     method: str = "npo",
     balance: str = "weighted",
@@ -56,7 +59,7 @@ def side(
 ) -> tuple[Callable[[int], None], int]:
     """A step of the real loop on a copy of the model, and the bytes of its optimizer's state."""
     model = copy.deepcopy(base).eval()
-    forget, retain = (examples(SIZE * BATCHES, None, seed) for seed in (1, 2))
+    forget, retain = (examples(SIZE * BATCHES, None, seed, longest=longest) for seed in (1, 2))
     body = Body(model)
     term = build("forget_term", method)
     needs_reference = "reference_log_probs" in term.needs
@@ -123,39 +126,47 @@ def main() -> None:
     """All sides in turn, so that the machine's mood is everybody's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=4, help=f"rounds of {ROUND} timed steps of each side")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--tokens", type=int, nargs="+", default=[64, 256], help="length of the longest text")
+    given = parser.parse_args()
     torch.manual_seed(0)
-    base = LlamaForCausalLM(CONFIG)
+    base = LlamaForCausalLM(LlamaConfig(**{**CONFIG.to_dict(), "max_position_embeddings": max(given.tokens)}))
+    write(
+        "unlearning_steps",
+        {
+            "batch": f"{SIZE} + {SIZE}",
+            "steps": given.rounds * ROUND,
+            "parameters": sum(parameter.numel() for parameter in base.parameters()),
+            "texts": {f"up to {tokens} tokens": measured(base, tokens, given.rounds) for tokens in given.tokens},
+        },
+    )
+
+
+def measured(base: LlamaForCausalLM, tokens: int, rounds: int) -> dict[str, Any]:
+    """Seconds of each side at one length, and the ratios."""
     times: dict[str, list[float]] = {name: [] for name in SIDES}
     for _ in range(rounds):
         # From the same weights each round: a model that has collapsed takes another time for the same work.
-        made = {name: side(base, **settings) for name, settings in SIDES.items()}
+        made = {name: side(base, tokens, **settings) for name, settings in SIDES.items()}
         for number in range(1, ROUND + 1):
             for name, (step, _) in made.items():
                 began = time.perf_counter()
                 step(number)
                 times[name].append(time.perf_counter() - began)
-    write(
-        "unlearning_steps",
-        {
-            "batch": f"{SIZE} + {SIZE}",
-            "steps": rounds * ROUND,
-            "parameters": sum(parameter.numel() for parameter in base.parameters()),
-            "seconds": {name: spread(values) for name, values in times.items()},
-            # A fitted rate looks in every tenth step, so that side is compared by its mean.
-            "ratio_of_means": {
-                f"{name} / {other}": round(statistics.fmean(times[name]) / statistics.fmean(times[other]), 3)
-                for name, other in RATIOS.items()
-            },
-            "median_of_ratios": {
-                f"{name} / {other}": round(
-                    statistics.median(one / two for one, two in zip(times[name], times[other], strict=True)), 3
-                )
-                for name, other in RATIOS.items()
-            },
-            "optimizer_state_of_sure": round(made["sure"][1] / made["npo_gdr"][1], 4),
+    return {
+        "seconds": {name: spread(values) for name, values in times.items()},
+        # A fitted rate looks in every tenth step, so that side is compared by its mean.
+        "ratio_of_means": {
+            f"{name} / {other}": round(statistics.fmean(times[name]) / statistics.fmean(times[other]), 3)
+            for name, other in RATIOS.items()
         },
-    )
+        "median_of_ratios": {
+            f"{name} / {other}": round(
+                statistics.median(one / two for one, two in zip(times[name], times[other], strict=True)), 3
+            )
+            for name, other in RATIOS.items()
+        },
+        "optimizer_state_of_sure": round(made["sure"][1] / made["npo_gdr"][1], 4),
+    }
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ class Weighted:
 
     def combine(self, forget: Sequence[Tensor], retain: Sequence[Tensor]) -> list[Tensor]:
         """One gradient from two, tensor by tensor."""
+        if self.forget_weight == 1.0:
+            return list(torch._foreach_add(list(forget), list(retain), alpha=self.alpha))
         scaled = torch._foreach_mul(list(forget), self.forget_weight)
         torch._foreach_add_(scaled, list(retain), alpha=self.alpha)
         return list(scaled)
