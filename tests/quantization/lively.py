@@ -28,8 +28,10 @@ def lively(name: str, seed: int = 0) -> Any:
 
 
 def exact(model: Any) -> Any:
-    """The model with RMS norms in the precision of their inputs."""
+    """The model with RMS norms, and Gemma's scale of the embedding, in the precision of its weights."""
     for module in model.modules():
+        if hasattr(module, "scalar_embed_scale"):
+            module.embed_scale.fill_(module.scalar_embed_scale)
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = _rms_norm(module)
     return model
