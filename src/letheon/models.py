@@ -113,9 +113,13 @@ def inspect_model(path: Path, *, role: str = "MODEL") -> ModelFolder:
     return folder
 
 
-def read_folder(path: Path, *, role: str = "MODEL") -> ModelFolder:
+def read_folder(path: Path, *, role: str = "MODEL", allow_quantized: bool = False) -> ModelFolder:
     """Read config and headers, without torch, and refuse what cannot be loaded safely.
 
+    Args:
+        path: the folder.
+        role: named in faults.
+        allow_quantized: whether it may be quantized: its tensors are then those of a packed format.
     Raises:
         BadInput: with every fault: missing, not a model, half a download, pickled weights, remote code, quantized.
     """
@@ -131,7 +135,7 @@ def read_folder(path: Path, *, role: str = "MODEL") -> ModelFolder:
     if not isinstance(config, dict) or "model_type" not in config:
         raise BadInput(f"{role} {path / 'config.json'}: no 'model_type', so the architecture is unknown")
     problems = _code_problems(path, config, role)
-    if config.get("quantization_config"):
+    if config.get("quantization_config") and not allow_quantized:
         problems.append(f"{role} {path}: is already quantized. Give the full-precision folder it was made from")
     tensors: dict[str, StoredTensor] = {}
     try:
