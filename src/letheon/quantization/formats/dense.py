@@ -8,11 +8,24 @@ Source: this project.  Checked against: transformers loads it; weights equal the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from letheon.models import ModelFolder, save_model
+import torch
+from torch import Tensor
+
+from letheon.models import DTYPES, ModelFolder, save_model
+from letheon.quantization.limits import Plan, check_dense
+from letheon.quantization.low_bit import LowBitModel
+from letheon.quantization.saving import FolderWriter
+from letheon.quantization.stored_layers import plain
+
+_LOAD = """
+    from transformers import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained(FOLDER)
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +35,40 @@ class Dense:
     dtype: Literal["original", "float32", "bfloat16", "float16"] = "original"
     """Of what is stored; original: each weight as in the folder it came from."""
 
+    quant_method: ClassVar[str] = ""
+
     def write(self, model: Any, target: Path, *, original: ModelFolder, card: str) -> None:
         """Write the model, whose weights have been rounded already, into an empty folder."""
         save_model(model, target, original=original, save_dtype=self.dtype, card=card)
+
+    def check(self, plan: Plan) -> None:
+        """Raise BadInput for what the file cannot hold, before anything is solved."""
+        check_dense(plan, "dense")
+
+    def write_low_bit(self, model: LowBitModel, target: Path) -> None:
+        """Write the model into an empty folder.
+
+        Raises:
+            CannotFinish: NaN, or a value that the dtype cannot hold.
+        """
+        wanted = model.original.dtype if self.dtype == "original" else self.dtype
+        folder = FolderWriter(target, model, dtype=wanted)
+        folder.write_shards(self._tensors(model, folder))
+        folder.finish(quantization=None, load=_LOAD)
+
+    @staticmethod
+    def read(folder: ModelFolder) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor under its name."""
+        return plain(folder, list(folder.tensors))
+
+    def _tensors(self, model: LowBitModel, folder: FolderWriter) -> Iterator[tuple[str, Tensor]]:
+        before = model.original
+        for name, tensor in model.dense():
+            if name in folder.tied_again:
+                continue
+            if not tensor.is_floating_point():
+                yield name, tensor
+                continue
+            entry = before.tensors.get(name)
+            kept = DTYPES[entry.dtype] if entry is not None and entry.dtype in DTYPES else before.dtype
+            yield name, tensor.to(getattr(torch, kept if self.dtype == "original" else self.dtype))
