@@ -1,0 +1,119 @@
+"""Read the low-bit file that ships: whichever format it is in, as the dense weights that its codes stand for.
+
+A folder says in config.json (quantization_config.quant_method) what it is; a *.gguf file says it itself. Nothing is
+loaded that could run code: no pickles, no code of the model's own, and none of the packages that the formats belong to.
+The weights are what a loader of the file computes with: scale * (code - zero) in float32, in the dtype of config.json.
+
+Source: this project.  Checked against: every format written and read again in a fresh process; transformers' own
+loading where it has one; damaged folders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from letheon.errors import BadInput
+from letheon.methods import load, names
+from letheon.models import ModelFolder, read_folder
+from letheon.quiet import quiet_transformers
+
+
+@dataclass(frozen=True)
+class LowBitFile:
+    """What there is to read."""
+
+    folder: ModelFolder
+    """Its configuration and headers. For a *.gguf without config.json, the configuration that its metadata say."""
+    format: str
+    """A method of kind format: "gptq"; "dense" for a folder that is not quantized."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration of the dense model."""
+        return {key: value for key, value in self.folder.config.items() if key != "quantization_config"}
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor under its name in a dense folder, one at a time. Raises BadInput for what does not fit."""
+        return load("format", self.format).read(self.folder)  # type: ignore[no-any-return]
+
+
+def read_low_bit(path: Path, *, role: str = "MODEL") -> LowBitFile:
+    """Look at a low-bit model, whatever its format.
+
+    Args:
+        path: a folder with config.json and safetensors, a *.gguf file, or a folder with one.
+        role: named in faults.
+    Raises:
+        BadInput: what `read_folder` refuses; a quant_method that is not read, with those that are.
+    """
+    path = Path(path)
+    if (file := _gguf_file(path, role)) is not None:
+        return LowBitFile(load("format", "gguf").open(file, role=role), "gguf")
+    folder = read_folder(path, role=role, allow_quantized=True)
+    found = folder.config.get("quantization_config")
+    method = str(found.get("quant_method", "?")) if isinstance(found, dict) else ""
+    methods = {load("format", name).quant_method: name for name in names("format")}
+    if method not in methods:
+        readable = ", ".join(sorted(known for known in methods if known))
+        raise BadInput(
+            f"{role} {path}: quant_method {method!r} is not read. Readable: {readable}, and folders that are not "
+            "quantized. Convert it with the software it was made with"
+        )
+    return LowBitFile(folder, methods[method])
+
+
+def _gguf_file(path: Path, role: str) -> Path | None:
+    if path.suffix == ".gguf" and path.is_file():
+        return path
+    files = sorted(path.glob("*.gguf")) if path.is_dir() else []
+    if not files or (path / "model.safetensors").is_file() or (path / "model.safetensors.index.json").is_file():
+        return None
+    if len(files) > 1:
+        raise BadInput(f"{role} {path}: holds {len(files)} GGUF files ({files[0].name}, ...). Give one of them")
+    return files[0]
+
+
+def load_low_bit(path: Path, *, device: str = "cpu") -> Any:
+    """The model of a low-bit file in float32 and evaluation mode, as an audit asks it.
+
+    Raises:
+        BadInput: what `read_low_bit` refuses, or weights that are missing or of another shape than the configuration
+            says (transformers would make them up).
+    """
+    import torch
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, GenerationConfig
+
+    found = read_low_bit(path)
+    state = {name: tensor.float() for name, tensor in found.tensors()}
+    with quiet_transformers():
+        try:
+            config = AutoConfig.for_model(**found.config)
+            loaded: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+                None,
+                config=config,
+                state_dict=state,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, by name
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInput(
+                f"MODEL {path}: transformers cannot open {found.folder.model_type!r} as a causal language model "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+    model, report = loaded
+    wrong = sorted(str(entry[0]) for entry in report["mismatched_keys"])
+    absent = sorted(str(name) for name in report["missing_keys"] if name not in wrong)
+    if absent or wrong:
+        raise BadInput(
+            f"MODEL {path}: {len(absent) + len(wrong)} weights are missing or of another shape than config.json "
+            f"says ({(absent + wrong)[0]}). Download it again"
+        )
+    if (found.folder.path / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(str(found.folder.path), local_files_only=True)
+    return model.to(device).eval()
