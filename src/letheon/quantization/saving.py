@@ -71,7 +71,7 @@ class FolderWriter:
             shard.clear()
 
         for name, tensor in tensors:
-            _check_finite(name, tensor)
+            check_finite(name, tensor)
             if shard and size + tensor.nbytes > limit:
                 flush()
                 size = 0
@@ -134,7 +134,8 @@ def _tied_again(model: LowBitModel, blueprint: Any) -> Iterator[str]:
             seen.add(place)
 
 
-def _check_finite(name: str, tensor: Tensor) -> None:
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise CannotFinish for a NaN or an infinity in what is about to be written."""
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         dtype = str(tensor.dtype).removeprefix("torch.")
         raise CannotFinish(f"tensor {name} holds NaN or infinity as {dtype}; nothing was saved. Use a wider dtype")

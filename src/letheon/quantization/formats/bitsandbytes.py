@@ -140,8 +140,9 @@ def _as_bytes(text: str) -> Tensor:
 
 def _unpacked(layer: StoredLayer) -> tuple[str, Tensor]:
     kept = next((part for part in _STATES if layer.has(part)), _STATES[0])
+    said = bytes(layer.part(kept).tolist())
     try:
-        state = json.loads(bytes(layer.part(kept).tolist()))
+        state = json.loads(said)
         rows, columns = (int(length) for length in state["shape"])
         block = int(state["blocksize"])
         nested_block, offset = int(state.get("nested_blocksize", 256)), float(state.get("nested_offset", 0.0))

@@ -45,7 +45,7 @@ from letheon.quantization.gguf_tokenizer import tokenizer_metadata
 from letheon.quantization.limits import Limits, Plan, layer_plan, stored_exactly
 from letheon.quantization.low_bit import LowBitModel
 from letheon.quantization.packing import unsigned
-from letheon.quantization.saving import FolderWriter
+from letheon.quantization.saving import FolderWriter, check_finite
 
 FILE = "model.gguf"
 _LIMITS = Limits(
@@ -100,6 +100,7 @@ class GGUFFormat:
 
         Raises:
             BadInput: a layer, a scale or a tokenizer that the file cannot hold.
+            CannotFinish: NaN or infinity.
         """
         folder = FolderWriter(target, model)
         config = {**model.original.config, **model.config}
@@ -168,6 +169,7 @@ def _tensors(
             yield target, kind, (rows, columns), data.contiguous().numpy().tobytes()
             continue
         tensor = model.others[name].detach().cpu()
+        check_finite(name, tensor)
         if tensor.ndim == 1:
             tensor = tensor.float()  # llama.cpp adds and multiplies in it
         kind = next(number for number, dtype in _PLAIN.items() if dtype == tensor.dtype)
