@@ -14,10 +14,12 @@ from letheon.audits.conditions.quantized import QuantizedWeights
 from letheon.errors import BadInput, CannotFinish
 from letheon.methods import build, describe
 from letheon.models import inspect_model, load_model
+from letheon.numerics.grids import Grid
 from letheon.quantization.formats.dense import Dense
 from letheon.quantization.pipeline import quantize
 from letheon.runs.progress import Progress
 from tests.architectures.models import make_model, save_model_folder
+from tests.quantization.low_bit import low_bit_model, written
 from tests.toys import bits
 
 QUIET = Progress(quiet=True)
@@ -71,3 +73,36 @@ def test_a_dtype_that_is_none_is_refused() -> None:
     with pytest.raises(BadInput, match=r"dense\.dtype: 'int8'.*'bfloat16'"):
         build("format", {"name": "dense", "dtype": "int8"})
     assert describe(build("format", "dense")) == {"name": "dense", "dtype": "original"}
+
+
+@pytest.mark.parametrize("dtype", ["original", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["llama_tied", "gpt2"])
+def test_a_low_bit_model_is_stored_as_asked_and_tied_weights_once(name: str, dtype: str, tmp_path: Path) -> None:
+    source = save_model_folder(make_model(name), tmp_path / "model", dtype=torch.bfloat16)
+    model = low_bit_model(source, Grid(bits=4), card="what it is\n")
+    target = written({"name": "dense", "dtype": dtype}, model, tmp_path / "out")
+    wanted = torch.bfloat16 if dtype == "original" else getattr(torch, dtype)
+    before, after = load_file(source / "model.safetensors"), load_file(target / "model.safetensors")
+    assert after.keys() == before.keys() and {tensor.dtype for tensor in after.values()} == {wanted}
+    assert all(bits(after[key]) == bits(tensor.to(wanted)) for key, tensor in model.dense())
+    assert json.loads((target / "config.json").read_text())["dtype"] == str(wanted).removeprefix("torch.")
+    assert (target / "README.md").read_text().startswith("what it is\n\n## How to load it")
+    again = AutoModelForCausalLM.from_pretrained(target)
+    assert again.dtype == wanted and again.get_output_embeddings().weight is again.get_input_embeddings().weight
+
+
+def test_both_ways_of_writing_give_the_same_weights(tmp_path: Path) -> None:
+    source = save_model_folder(make_model("llama"), tmp_path / "model")
+    old = quantize(source, out=tmp_path / "run", progress=QUIET).folder
+    new = written("dense", low_bit_model(source, Grid(bits=4)), tmp_path / "new")
+    first, second = (load_file(folder / "model.safetensors") for folder in (old, new))
+    assert first.keys() == second.keys() and all(bits(first[key]) == bits(second[key]) for key in first)
+
+
+def test_a_low_bit_model_that_float16_cannot_hold_is_not_written(tmp_path: Path) -> None:
+    model = make_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[2, 3] = 1e6
+    source = save_model_folder(model, tmp_path / "model")
+    with pytest.raises(CannotFinish, match=r"model\.layers\.1\.mlp\.up_proj\.weight holds NaN or infinity as float16"):
+        written({"name": "dense", "dtype": "float16"}, low_bit_model(source, Grid(bits=4)), tmp_path / "out")
