@@ -1,0 +1,135 @@
+"""What goes through a decoder's blocks: hidden states of calibration sequences, and what each linear hears of them.
+
+A block is called as the model calls it: whatever stands beside the hidden states (positions, masks) is taken from the
+model's own call of its first block. Hidden states stay on the CPU and visit the device batch by batch, so the device
+holds one block and one batch.
+
+Source: this project.
+Checked against: the last hidden states of a whole forward pass, every architecture; inputs by hooks on the whole model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from letheon.errors import BadInput
+from letheon.quantization.architectures import BlockLayout, ModelLayout
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some sequences on their way, and what the model hands a block beside them."""
+
+    hidden: Float[Tensor, "sequences time width"]
+    """On the CPU."""
+    beside: tuple[Any, ...]
+    named: dict[str, Any]
+
+
+class _Reached(Exception):
+    """What was wanted has been heard; no error."""
+
+
+@torch.no_grad()
+def first_batches(
+    model: Any, layout: ModelLayout, ids: Int64[Tensor, "sequences length"], *, size: int, device: str
+) -> list[Batch]:
+    """What reaches the first block: the model runs up to it and no further."""
+    first = model.get_submodule(layout.blocks[0].name)
+    found: list[Batch] = []
+
+    def hear(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        hidden, *beside = (named.pop("hidden_states"), *arguments) if "hidden_states" in named else arguments
+        found.append(Batch(hidden.cpu(), tuple(beside), dict(named)))
+        raise _Reached
+
+    with _outside_on(model, layout, device):
+        hook = first.register_forward_pre_hook(hear, with_kwargs=True)
+        try:
+            for some in torch.split(ids, size):
+                with suppress(_Reached):
+                    model(input_ids=some.to(device), use_cache=False)
+        finally:
+            hook.remove()
+    return found
+
+
+@torch.no_grad()
+def through(model: Any, block: BlockLayout, batch: Batch, *, device: str) -> Batch:
+    """The batch behind a block, which stands on `device`.
+
+    Raises:
+        BadInput: NaN or infinity come out.
+    """
+    found = _call(model, block, batch, device)
+    hidden = found[0] if isinstance(found, tuple) else found
+    if not bool(torch.isfinite(hidden).all()):
+        raise BadInput(
+            f"block {block.name}: NaN or infinite outputs on the calibration text. The model is damaged, or its "
+            "numbers do not fit into its dtype"
+        )
+    return replace(batch, hidden=hidden.cpu())
+
+
+@torch.no_grad()
+def heard(model: Any, block: BlockLayout, batch: Batch, names: Sequence[str], *, device: str) -> dict[str, Tensor]:
+    """Name -> what that linear of the block hears, (tokens, inputs), on the device. Runs no further than needed."""
+    found: dict[str, Tensor] = {}
+
+    def listener(name: str) -> Callable[..., None]:
+        def hear(_: Any, arguments: tuple[Tensor, ...]) -> None:
+            found[name] = arguments[0].reshape(-1, arguments[0].shape[-1])
+            if len(found) == len(names):
+                raise _Reached
+
+        return hear
+
+    hooks = [model.get_submodule(name).register_forward_pre_hook(listener(name)) for name in names]
+    try:
+        with suppress(_Reached):
+            _call(model, block, batch, device)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+@torch.no_grad()
+def mean_loss(
+    model: Any, layout: ModelLayout, batches: Sequence[Batch], ids: Int64[Tensor, "sequences length"], *, device: str
+) -> float:
+    """Mean next-token loss, nats a token, of hidden states that have left the last block."""
+    norm, head = model.get_submodule(layout.final_norm).to(device), model.get_output_embeddings().to(device)
+    total, place = 0.0, 0
+    for batch in batches:
+        for hidden, tokens in zip(batch.hidden, ids[place : place + len(batch.hidden)], strict=True):
+            logits = head(norm(hidden.to(device)))[:-1].float()  # one sequence: logits are the largest tensor there is
+            total += float(nn.functional.cross_entropy(logits, tokens[1:].to(device), reduction="sum"))
+        place += len(batch.hidden)
+    return total / (ids.shape[0] * (ids.shape[1] - 1))
+
+
+def _call(model: Any, block: BlockLayout, batch: Batch, device: str) -> Any:
+    return model.get_submodule(block.name)(batch.hidden.to(device), *batch.beside, **batch.named)
+
+
+@contextmanager
+def _outside_on(model: Any, layout: ModelLayout, device: str) -> Iterator[None]:
+    """What stands before the blocks is on the device, and the blocks where they were."""
+    prefixes = tuple(f"{block.name}." for block in layout.blocks)
+    blocks = {block.name for block in layout.blocks}
+    outside = [
+        module
+        for name, module in model.named_modules()
+        if name not in blocks and not name.startswith(prefixes) and name != layout.head and not list(module.children())
+    ]
+    for module in outside:
+        module.to(device)
+    yield
