@@ -240,6 +240,21 @@ def test_the_last_linear_of_the_mlp_may_have_a_grid_of_its_own() -> None:
     assert levels[block.up] <= 4 < levels[block.down]  # type: ignore[index]
 
 
+def test_inputs_are_rounded_in_the_basis_they_are_rotated_to() -> None:
+    model = make_model("llama")
+    rotated = HadamardRotation(residual=False, values=False, keys=False).rotate(model)
+    block = block_layout(model)[0]
+    assert block.down is not None
+    down = model.get_submodule(block.down)
+    plain: list[Tensor] = []
+    said: list[Tensor] = []
+    down.register_forward_pre_hook(lambda _, x: plain.append(x[0]))
+    with low_bit_activations(model, grids=FOUR, online=rotated.online):
+        down.register_forward_hook(lambda _, x, __: said.append(x[0]))
+        logits(model)
+    assert torch.equal(said[0], round_tokens(rotated.online.down[0].rotate(plain[0]), FOUR.inputs))
+
+
 def test_rotation_brings_back_what_an_outlier_costs() -> None:
     """Four channels of the stream 30 times as large, made up for in what reads them: the same model, and hard to round."""
     model = lively("llama", seed=1)

@@ -168,7 +168,6 @@ def _untie(model: Any, layout: ModelLayout) -> bool:
         return False
     head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
     model.config.tie_word_embeddings = False
-    model.all_tied_weights_keys = {}  # transformers leaves weights out of a file that it takes for tied
     return True
 
 

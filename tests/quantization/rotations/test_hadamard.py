@@ -134,6 +134,11 @@ def test_a_tied_head_is_untied_and_says_so() -> None:
         assert HadamardRotation().rotate(model).is_untied == is_tied
         assert not model.config.tie_word_embeddings
     model = lively("llama_tied")
+    HadamardRotation(keys=False, down=False).rotate(model)
+    said = logits(model)
+    model.tie_weights()
+    assert torch.equal(logits(model), said)
+    model = lively("llama_tied")
     assert not HadamardRotation(residual=False).rotate(model).is_untied
     assert model.config.tie_word_embeddings and model_layout(model).is_tied
 
