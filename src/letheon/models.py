@@ -433,6 +433,14 @@ def _names_in_files(model: Any, state: Mapping[str, Tensor]) -> dict[str, str]:
     return found
 
 
+def names_in_folder(model: Any, folder: ModelFolder) -> dict[str, str]:
+    """Parameter of a model (tied ones once) -> its name in a folder's files, or where it is not there, as saved."""
+    parameters: dict[str, Tensor] = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    bare = {_bare(name, model): name for name in folder.tensors}
+    found = _names_in_files(model, parameters)
+    return {name: bare.get(found[name], found[name]) for name in parameters if name in found}
+
+
 def _owners(state: Mapping[str, Tensor]) -> dict[str, str]:
     """Name -> the first name of the same tensor, which is what its parameter is called."""
     first: dict[int, str] = {}
@@ -467,6 +475,16 @@ def survival(model: Any, saved: Path, *, original: ModelFolder, exact: Exact = a
     if not total:
         raise CannotFinish(f"{saved}: shares no tensor with {original.path}, so what was saved cannot be checked")
     return Survival(moved, survived, total)
+
+
+def stored_name(folder: ModelFolder, name: str) -> str:
+    """A parameter's name in its file: some files leave the body's prefix out. Raises BadInput where it is in none."""
+    if name in folder.tensors:
+        return name
+    for stored in folder.tensors:
+        if name.endswith(f".{stored}"):
+            return stored
+    raise BadInput(f"{folder.path} holds no tensor {name}. Give a model of the same architecture")
 
 
 def read_tensors(folder: ModelFolder, names: Sequence[str] | None = None) -> Iterator[tuple[str, Tensor]]:

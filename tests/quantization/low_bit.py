@@ -72,7 +72,7 @@ def written(name: str | dict[str, Any], model: LowBitModel, target: Path) -> Pat
     writer = build("format", name)
     writer.check(plan_of(model, next(iter(model.layers.values())).grid))
     target.mkdir()
-    (writer.write_low_bit if hasattr(writer, "write_low_bit") else writer.write)(model, target)
+    writer.write(model, target)
     return target
 
 

@@ -212,7 +212,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "record.json").read_bytes() == record
 
 
-@pytest.mark.parametrize("stopped_in", ["round_layers", "load_model"])
+@pytest.mark.parametrize("stopped_in", ["round_plainly", "load_model"])
 def test_a_stopped_run_leaves_no_folder_and_ends_as_if_it_had_not_been_stopped(
     stopped_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from letheon.audits.conditions.quantized import stored_name
 from letheon.errors import BadInput
-from letheon.models import ModelFolder, as_matrix, decoder_linears, read_tensor
+from letheon.models import ModelFolder, as_matrix, decoder_linears, read_tensor, stored_name
 from letheon.numerics.grids import code_match, shift_in_steps
 
 

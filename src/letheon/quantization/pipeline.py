@@ -1,19 +1,24 @@
-"""Quantize a model folder: every linear of the decoder through a quantizer, embeddings, norms and head kept.
+"""Quantize a model folder: every linear of the decoder through a solver, embeddings, norms and head kept.
 
-Source: this project.  Checked against: each layer by hand; a folder that transformers loads; all architectures known.
+A solver that needs calibration text goes through the model block by block (`block_walk`); one that needs none takes the
+same blocks as they stand. Either way each block is written down when it is done, and the format writes the folder from
+these files.
+
+Source: this project.  Checked against: each layer by hand; a folder that transformers loads; all architectures known;
+killed after each block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from letheon.blueprint import make_blueprint
-from letheon.errors import BadInput, gathering
+from letheon.data.overlap import overlap
+from letheon.data.records import DataFile, read_records
+from letheon.errors import BadInput, gathering, require
 from letheon.methods import build, build_draft, describe, name_of
 from letheon.models import (
     ModelFolder,
@@ -25,7 +30,13 @@ from letheon.models import (
     load_tokenizer,
     pick_device,
 )
-from letheon.numerics.grids import dequantize
+from letheon.quantization.architectures import model_layout
+from letheon.quantization.assembling import low_bit_model
+from letheon.quantization.block_walk import Walk, Walked, walk
+from letheon.quantization.calibrate import Calibration, make_calibration
+from letheon.quantization.kernels.columns import kernel_for
+from letheon.quantization.limits import Plan
+from letheon.quantization.plain_rounding import round_plainly
 from letheon.runs.folder import replacing_folder
 from letheon.runs.progress import Progress
 from letheon.runs.record import RunFolder, Stage, made_by
@@ -40,12 +51,24 @@ class QuantizeSettings:
 
     model: Path
     """A Hugging Face causal language model folder, in full precision."""
+    calibration_data: Path | None = None
+    """Ordinary text for solvers that need it (gptq, gptaq, rescomp, refit): texts, or questions with answers."""
     out: Path | None = None
     """The run folder; null: the run that made the model, or runs/quantize."""
     method: Any = "rtn"
     """The solver: a method of kind quantizer."""
     format: Any = "dense"
     """What is written: a method of kind format."""
+    sequences: int = 128
+    """How many sequences of calibration text are taken, at most."""
+    sequence_length: int = 2048
+    """Tokens of each; no more than the model's context window."""
+    seed: int = 0
+    """Of the draw of sequences."""
+    allow_rtn_fallback: bool = False
+    """Round a layer that cannot be solved to the nearest values, and say so, instead of stopping there."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Our field -> the file's."""
     device: str = "auto"
     """auto, cpu, cuda."""
 
@@ -57,6 +80,14 @@ class QuantizeResult:
     folder: Path
     layers: dict[str, float]
     """Layer -> ||W - Q(W)||^2 / ||W||^2."""
+    outputs: dict[str, float] = field(default_factory=dict)
+    """Layer -> the same of its outputs on the calibration text; empty without."""
+    loss_before: float | None = None
+    """Mean next-token loss of the untouched model on the calibration text, nats."""
+    loss_after: float | None = None
+    """The same of the low-bit model."""
+    fallen_back: list[str] = field(default_factory=list)
+    """Layers that could not be solved and were rounded to the nearest values, as was allowed."""
 
 
 def quantize(model: Path | str, *, progress: Progress | None = None, **settings: Any) -> QuantizeResult:
@@ -68,31 +99,76 @@ def quantize(model: Path | str, *, progress: Progress | None = None, **settings:
         settings: the fields of `QuantizeSettings`, such as method={"name": "rtn", "bits": 4, "group": 32}.
     Raises:
         BadInput: with all faults of all inputs, before anything is loaded; an architecture that is not known.
+        CannotFinish: a layer that cannot be solved, named; what was done before it is kept.
     """
     progress = progress or Progress()
     request = check_request({"model": model, **settings})
-    kept = {"method": describe(request.quantizer), "format": describe(request.writer)}
+    kept: dict[str, Any] = {"method": describe(request.quantizer), "format": describe(request.writer)}
+    if request.data is not None:
+        wanted = request.wanted
+        kept |= {
+            "sequences": wanted.sequences,
+            "sequence_length": request.length,
+            "seed": wanted.seed,
+            "allow_rtn_fallback": wanted.allow_rtn_fallback,
+            "columns": wanted.columns,
+        }
     run = RunFolder.open(request.out, environment=environment(request.device))
-    with run.stage("quantize", kept, {"model": request.folder.path}, "quantize") as stage:
+    inputs = {"model": request.folder.path, "calibration_data": request.data.path if request.data else None}
+    # What cannot be used is refused before the stage begins: a stage that has begun takes no other settings.
+    calibration = request.calibration()
+    for warning in request.warnings + (calibration.warnings if calibration else ()):
+        progress.warn(warning)
+    with run.stage("quantize", kept, inputs, "quantize") as stage:
         assert stage.folder is not None
         if not stage.is_done:
-            _run(request, stage, progress)
-        return QuantizeResult(stage.folder, dict(stage.entry.notes["layers"]))
+            for warning in request.warnings + (calibration.warnings if calibration else ()):
+                stage.warn(warning)
+            _run(request, calibration, stage, progress)
+        return _result(stage.folder, stage.entry.notes)
+
+
+def _result(folder: Path, notes: Mapping[str, Any]) -> QuantizeResult:
+    losses = notes.get("losses", {})
+    return QuantizeResult(
+        folder,
+        dict(notes["layers"]),
+        dict(notes.get("outputs", {})),
+        losses.get("before"),
+        losses.get("after"),
+        list(notes.get("fallen_back", [])),
+    )
 
 
 @dataclass(frozen=True)
 class Request:
     """What was asked for, checked; nothing is loaded yet."""
 
+    wanted: QuantizeSettings
     folder: ModelFolder
     quantizer: Any
     writer: Any
+    data: DataFile | None
+    """Calibration text, where the solver looks at it."""
     device: str
     out: Path
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence."""
+        return min(self.wanted.sequence_length, self.folder.window)
+
+    def calibration(self) -> Calibration | None:
+        """The sequences. Raises BadInput where there is too little text."""
+        if self.data is None:
+            return None
+        tokenizer, wanted = load_tokenizer(self.folder.path), self.wanted
+        return make_calibration(self.data, tokenizer, sequences=wanted.sequences, length=self.length, seed=wanted.seed)
 
 
 def check_request(values: Mapping[str, Any]) -> Request:
-    """Fill in the settings, build the methods, look at the folder. Raises BadInput with all faults."""
+    """Fill in the settings, build the methods, look at folder and text. Raises BadInput with all faults."""
     drafted = draft(QuantizeSettings, values, where="quantize")
     wanted = drafted.made
     found: dict[str, Any] = {}
@@ -108,24 +184,42 @@ def check_request(values: Mapping[str, Any]) -> Request:
         found["quantizer"] = made.made
         return made.checked()
 
-    def check_groups() -> None:
-        if len(found) == 2:
-            _check_groups(found["folder"], found["quantizer"])
+    def writer() -> Any:
+        found["writer"] = build("format", wanted.format, where="format")
+        return found["writer"]
+
+    def check_plan() -> None:
+        if len(found) == 3:
+            _check_plan(found["folder"], found["quantizer"], found["writer"])
+
+    def text() -> DataFile | None:
+        if wanted.calibration_data is None:
+            needs = getattr(found.get("quantizer"), "needs", ())
+            require(
+                not needs,
+                f"quantizer {name_of(found['quantizer'])!r} looks at what the layers hear, so it needs calibration "
+                "text. Give ordinary text with --calibration text.jsonl"
+                if needs
+                else "",
+            )
+            return None
+        return read_records(wanted.calibration_data, role="calibration", columns=wanted.columns)
 
     def out() -> Path:
         made = None if wanted.out or "model" in drafted.faulty else made_by(wanted.model)
         return RunFolder.open(wanted.out or (made[0].path if made else Path("runs/quantize"))).path
 
-    _, folder, solver, writer, device, _, run = collect(
-        drafted.checked,
-        quantizable,
-        quantizer,
-        lambda: build("format", wanted.format, where="format"),
-        lambda: pick_device(wanted.device),
-        check_groups,
-        out,
-    )
-    return Request(folder, solver, writer, device, run)
+    def check_numbers() -> None:
+        require(wanted.sequences >= 1, f"sequences must be 1 or more, got {wanted.sequences}")
+        require(wanted.sequence_length >= 2, f"sequence_length must be 2 or more, got {wanted.sequence_length}")
+        require(wanted.seed >= 0, f"seed must be 0 or more, got {wanted.seed}")
+
+    _, folder, solver, made_writer, device, _, data, run, _ = collect(
+        drafted.checked, quantizable, quantizer, writer, lambda: pick_device(wanted.device), check_plan, text, out,
+        check_numbers,
+    )  # fmt: skip
+    warnings = () if data is None else tuple(_forgotten_in(data, wanted.model))
+    return Request(wanted, folder, solver, made_writer, data, device, run, warnings)
 
 
 def _quantizable(path: Path) -> ModelFolder:
@@ -134,70 +228,126 @@ def _quantizable(path: Path) -> ModelFolder:
     return folder
 
 
-def _check_groups(folder: ModelFolder, quantizer: Any) -> None:
-    """Refuse a group that does not divide a layer's inputs before a stage begins: one that has begun takes no other."""
+def _forgotten_in(data: DataFile, model: Path) -> list[str]:
+    """What must be said where the text holds what the model was made to forget: it can come back by it."""
+    made = made_by(model)
+    while made is not None and made[1].verb == "quantize":
+        source = made[0].input_path(made[1], "model")
+        made = None if source is None else made_by(source)
+    if made is None or made[1].verb != "forget":
+        return []
+    forgotten = made[0].input_path(made[1], "forget_data")
+    if forgotten is None or not forgotten.is_file():
+        return []
+    columns = made[1].settings.get("columns", {})
+    shared = overlap(data, read_records(forgotten, role="forget", columns=columns))
+    return [f"{shared.sentence}. Calibrating on what was forgotten can bring it back: use other text"] if shared else []
+
+
+def _check_plan(folder: ModelFolder, quantizer: Any, writer: Any) -> None:
+    """Refuse what does not divide or does not go into the file before a stage begins."""
     with gathering():  # what else is wrong with the grid is told already
-        group = getattr(getattr(quantizer, "grid", None), "group", None)
-    if not isinstance(group, int) or group < 1:
+        grid = getattr(quantizer, "grid", None)
+    if grid is None:
         return
     model = make_blueprint(folder.path)
-    layers: dict[int, list[str]] = {}
     linears: dict[str, Any] = dict(decoder_linears(model))
+    shapes: dict[str, tuple[int, int]] = {}
     for name, module in linears.items():
-        layers.setdefault(as_matrix(module, module.weight).shape[1], []).append(name)
-    problems = [
+        rows, columns = as_matrix(module, module.weight).shape
+        shapes[name] = rows, columns
+    group = getattr(grid, "group", None)
+    problems = _indivisible(shapes, group) if isinstance(group, int) and group >= 1 else []
+    if not problems and hasattr(writer, "check"):
+        plan = Plan(
+            original=folder,
+            shapes=shapes,
+            grid=grid,
+            transposed=frozenset(name for name, module in linears.items() if type(module).__name__ == "Conv1D"),
+            has_group_index=getattr(quantizer, "act_order", "") == "dynamic" and isinstance(group, int),
+        )
+        writer.check(plan)
+    if problems:
+        raise BadInput(problems)
+
+
+def _indivisible(shapes: Mapping[str, tuple[int, int]], group: int) -> list[str]:
+    layers: dict[int, list[str]] = {}
+    for name, (_, inputs) in shapes.items():
+        layers.setdefault(inputs, []).append(name)
+    return [
         f"a group of {group} does not divide the {inputs} inputs of layer {names[0]}"
         + (f" and {len(names) - 1} others" if len(names) > 1 else "")
         + f". Use a divisor of {inputs}, or group row"
         for inputs, names in layers.items()
         if inputs % group
     ]
-    if problems:
-        raise BadInput(problems)
 
 
-def _run(request: Request, stage: Stage, progress: Progress) -> None:
+def _run(request: Request, calibration: Calibration | None, stage: Stage, progress: Progress) -> None:
     quantizer, writer = request.quantizer, request.writer
-    model = load_model(request.folder.path, device=request.device)
+    is_small = request.device == "cpu"
+    model = load_model(request.folder.path, dtype="float32" if is_small else "stored")
     check_finite(model, request.folder)
-    linears = decoder_linears(model)
-    progress.say(f"quantize: {len(linears)} layers, {name_of(quantizer)}")
+    layout = model_layout(model)
+    solved_by = "" if calibration is None else f", {calibration.tokens} tokens of text, {kernel_for(request.device)}"
+    progress.say(f"quantize: {sum(len(b.linears) for b in layout.blocks)} layers, {name_of(quantizer)}{solved_by}")
     progress.start()
-    losses = round_layers(linears.items(), quantizer, progress)
-    unchanged = [name for name, loss in losses.items() if loss == 0.0]
-    if len(unchanged) == len(losses) and getattr(quantizer, "bits", 0) != 16:
-        text = "no weight has changed: the model was on this grid already"
-        stage.warn(text)
-        progress.warn(text)
-    worst = max(losses, key=lambda name: losses[name])
-    average = sum(losses.values()) / len(losses)
-    progress.say(f"quantize: relative squared error {average:.2e} on average, {losses[worst]:.2e} in {worst}")
-    stage.note("layers", losses)
+    keep = stage.work / "blocks"
+    if calibration is None:
+        found = round_plainly(model, layout, quantizer, keep, device=request.device, progress=progress.step)
+    else:
+        found = walk(
+            Walk(
+                model, layout, quantizer, calibration.ids, keep, request.device, request.wanted.allow_rtn_fallback,
+                progress.step,
+            )
+        )  # fmt: skip
+    _say(request, found, calibration is not None, stage, progress)
     target = stage.folder
     assert target is not None
-    how = f"{describe(quantizer)}, written as {name_of(writer)}"
-    card = f"---\nlibrary_name: transformers\n---\nQuantized with letheon: {how}.\n"
+    made = low_bit_model(model, found.files, original=request.folder, card=_card(request, found), config={})
     with replacing_folder(target) as temporary:
-        writer.write(model, temporary, original=request.folder, card=card)
+        writer.write(made, temporary)
 
 
-@torch.no_grad()
-def round_layers(linears: Iterable[tuple[str, Any]], quantizer: Any, progress: Progress) -> dict[str, float]:
-    """Quantize layers in place; the relative squared error of each.
+def _say(request: Request, found: Walked, has_text: bool, stage: Stage, progress: Progress) -> None:
+    """What was lost, for a person and for the record."""
+    weights = {name: lost["weights"] for name, lost in found.figures.items()}
+    told = [*found.warnings]
+    if not any(weights.values()) and getattr(request.quantizer, "bits", 0) != 16:
+        told.append("no weight has changed: the model was on this grid already")
+    if found.fallen_back:
+        told.append(
+            f"{len(found.fallen_back)} layers could not be solved and were rounded to the nearest values: "
+            f"{', '.join(found.fallen_back)}"
+        )
+    for text in told:
+        stage.warn(text)
+        progress.warn(text)
+    stage.note("layers", weights)
+    stage.note("fallen_back", found.fallen_back)
+    progress.say(f"quantize: relative squared error of the weights {_spread(weights)}")
+    if has_text:
+        outputs = {name: lost["outputs"] for name, lost in found.figures.items()}
+        stage.note("outputs", outputs)
+        stage.note("blocks", found.blocks)
+        stage.note("losses", {"before": found.loss_before, "after": found.loss_after})
+        progress.say(f"quantize: relative squared error of the outputs {_spread(outputs)}")
+        progress.say(f"quantize: loss on the text {found.loss_before:.4f} -> {found.loss_after:.4f} nats a token")
 
-    Raises:
-        BadInput: a layer that the quantizer refuses, named.
-    """
-    losses: dict[str, float] = {}
-    layers = list(linears)
-    for done, (name, module) in enumerate(layers, start=1):
-        weight = as_matrix(module, module.weight).contiguous()
-        try:
-            rounded = dequantize(quantizer.quantize_layer(weight, None))
-        except BadInput as error:
-            raise BadInput([f"layer {name}: {problem}" for problem in error.problems]) from error
-        error_sum = (weight.double() - rounded.double()).square().sum()
-        losses[name] = float(error_sum / weight.double().square().sum().clamp_min(1e-300))
-        module.weight.copy_(as_matrix(module, rounded))
-        progress.step(done, len(layers), name)
-    return losses
+
+def _spread(losses: Mapping[str, float]) -> str:
+    worst = max(losses, key=lambda name: losses[name])
+    return f"{sum(losses.values()) / len(losses):.2e} on average, {losses[worst]:.2e} in {worst}"
+
+
+def _card(request: Request, found: Walked) -> str:
+    how = f"{describe(request.quantizer)}, written as {name_of(request.writer)}"
+    fallen = (
+        f"\n\n{len(found.fallen_back)} layers could not be solved and were rounded to the nearest values: "
+        f"{', '.join(found.fallen_back)}.\n"
+        if found.fallen_back
+        else "\n"
+    )
+    return f"---\nlibrary_name: transformers\n---\nQuantized with letheon: {how}.{fallen}"

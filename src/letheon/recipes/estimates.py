@@ -18,9 +18,8 @@ import torch
 from letheon.data.batches import Batch, batch_tokens_on, by_length
 from letheon.data.encode import Encoder, Example
 from letheon.models import DTYPES, Exact, ModelFolder, as_it_is, decoder_linears, load_tokenizer, working_dtype
-from letheon.quantization.pipeline import round_layers
+from letheon.quantization.plain_rounding import round_layers
 from letheon.recipes.rehearsal import Rehearsal, Work, seconds
-from letheon.runs.progress import Progress
 from letheon.training.losses import Body
 from letheon.training.memory import OTHER
 from letheon.training.prepare import Opened
@@ -152,7 +151,7 @@ def of_quantize(folder: ModelFolder, quantizer: Any, writer: Any, device: str) -
         model = rehearsal.model(folder)
         linears = decoder_linears(model)
         rehearsal.start_counting()
-        round_layers(linears.items(), quantizer, Progress(quiet=True))
+        round_layers(linears.items(), quantizer)
         save(model, folder, getattr(writer, "dtype", "original"))
     rows = 1  # no token is looked at
     return Estimate(by_part(rehearsal), time_of(rehearsal.work, rows, model, device))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import OPTConfig
 
-from letheon.audits.conditions.quantized import QuantizedWeights, stored_name
+from letheon.audits.conditions.quantized import QuantizedWeights
 from letheon.errors import BadInput, NotMeasured
-from letheon.models import decoder_linears, inspect_model, load_model
+from letheon.models import decoder_linears, inspect_model, load_model, stored_name
 from letheon.numerics.grids import CodebookGrid, Grid, fake_quantize
 from tests.architectures.models import ARCHITECTURES, LINEARS_PER_BLOCK, make_from, make_model, save_model_folder, saved
 from tests.toys import bits

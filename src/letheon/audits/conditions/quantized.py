@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 from letheon.errors import BadInput, NotMeasured
-from letheon.models import ModelFolder, as_matrix, check_quantizable, decoder_linears, read_tensor
+from letheon.models import ModelFolder, as_matrix, check_quantizable, decoder_linears, read_tensor, stored_name
 from letheon.numerics.grids import CodebookGrid, Grid, fake_quantize
 
 
@@ -73,16 +73,6 @@ class QuantizedWeights:
         finally:
             for name, module in linears.items():
                 _set(module, read_tensor(folder, stored[name]))
-
-
-def stored_name(folder: ModelFolder, name: str) -> str:
-    """A parameter's name in its file: some files leave the body's prefix out. Raises BadInput where it is in none."""
-    if name in folder.tensors:
-        return name
-    for stored in folder.tensors:
-        if name.endswith(f".{stored}"):
-            return stored
-    raise BadInput(f"{folder.path} holds no tensor {name}. Give a model of the same architecture")
 
 
 def _round(name: str, module: Any, grid: Grid | CodebookGrid) -> None:

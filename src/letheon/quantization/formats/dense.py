@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from letheon.models import DTYPES, ModelFolder, save_model
+from letheon.models import DTYPES, ModelFolder
 from letheon.quantization.limits import Plan, check_dense
 from letheon.quantization.low_bit import LowBitModel
 from letheon.quantization.saving import FolderWriter
@@ -37,15 +37,11 @@ class Dense:
 
     quant_method: ClassVar[str] = ""
 
-    def write(self, model: Any, target: Path, *, original: ModelFolder, card: str) -> None:
-        """Write the model, whose weights have been rounded already, into an empty folder."""
-        save_model(model, target, original=original, save_dtype=self.dtype, card=card)
-
     def check(self, plan: Plan) -> None:
         """Raise BadInput for what the file cannot hold, before anything is solved."""
         check_dense(plan, "dense")
 
-    def write_low_bit(self, model: LowBitModel, target: Path) -> None:
+    def write(self, model: LowBitModel, target: Path) -> None:
         """Write the model into an empty folder.
 
         Raises:

@@ -1,0 +1,71 @@
+"""Round a model block by block without any text: every layer by its weights alone.
+
+Source: this project.  Checked against: each layer by hand; killed after any block; a layer that is refused, named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from letheon.errors import BadInput
+from letheon.models import as_matrix
+from letheon.numerics.grids import Quantized, dequantize
+from letheon.quantization.architectures import ModelLayout
+from letheon.quantization.block_walk import Walked
+from letheon.quantization.kept_blocks import KeptBlock, keep_block, kept_block
+
+
+def round_plainly(
+    model: Any,
+    layout: ModelLayout,
+    quantizer: Any,
+    keep: Path,
+    *,
+    device: str = "cpu",
+    progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+) -> Walked:
+    """Round every block into a file in `keep`; those that are there are taken as they are.
+
+    Raises:
+        BadInput: a layer that the quantizer refuses, named.
+    """
+    found = Walked([])
+    for block in layout.blocks:
+        path = keep / f"block-{block.index:05d}.safetensors"
+        if not path.is_file():
+            module = model.get_submodule(block.name).to(device)
+            layers, lost = round_layers(((name, model.get_submodule(name)) for name in block.linears), quantizer)
+            weights = {f"{name}.weight" for name in block.linears}
+            parameters = {f"{block.name}.{name}": tensor for name, tensor in module.named_parameters()}
+            others = {name: tensor.detach() for name, tensor in parameters.items() if name not in weights}
+            figures = {"layers": {name: {"weights": value} for name, value in lost.items()}}
+            keep_block(path, KeptBlock(layers, others, figures))
+            module.to("cpu")
+        found.files.append(path)
+        found.figures |= kept_block(path).figures["layers"]
+        progress(block.index + 1, len(layout.blocks), block.name)
+    return found
+
+
+@torch.no_grad()
+def round_layers(linears: Iterable[tuple[str, Any]], quantizer: Any) -> tuple[dict[str, Quantized], dict[str, float]]:
+    """Layers rounded one by one, and the relative squared error of each.
+
+    Raises:
+        BadInput: a layer that the quantizer refuses, named.
+    """
+    layers: dict[str, Quantized] = {}
+    losses: dict[str, float] = {}
+    for name, module in linears:
+        weight = as_matrix(module, module.weight).contiguous()
+        try:
+            layers[name] = quantizer.quantize_layer(weight, None)
+        except BadInput as error:
+            raise BadInput([f"layer {name}: {problem}" for problem in error.problems]) from error
+        lost = (weight.double() - dequantize(layers[name]).double()).square().sum()
+        losses[name] = float(lost / weight.double().square().sum().clamp_min(1e-300))
+    return layers, losses
