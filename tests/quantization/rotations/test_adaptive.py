@@ -155,9 +155,10 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(BadInput, match=r"chooses on calibration text and got none. Give --calibration c.jsonl"):
         AdaptiveRotation().rotate(make_model("llama"), [])
     for settings in ({"bits": 1}, {"input_bits": 9}, {"cache_bits": 12}):
-        with pytest.raises(BadInput, match="bits does not exist"):
+        ((name, value),) = settings.items()
+        with pytest.raises(BadInput, match=f"rotation adaptive: {name} {value} does not exist"):
             AdaptiveRotation(**settings)  # type: ignore[arg-type]
-    with pytest.raises(BadInput, match=r"least gain of 1\.0 is not usable"):
+    with pytest.raises(BadInput, match=r"least_gain of 1\.0 is not usable"):
         AdaptiveRotation(least_gain=1.0)
     with pytest.raises(BadInput, match="seed of -2 is not usable"):
         AdaptiveRotation(seed=-2)

@@ -18,7 +18,6 @@ from letheon.quantization.architectures import block_layout, gain, model_layout
 from letheon.quantization.online import MARKER, read_online
 from letheon.quantization.rotating import check_rotatable, rotate_values, site_rotation
 from letheon.quantization.rotations.hadamard import HadamardRotation
-from letheon.quantization.rotations.none import NoRotation
 from tests.architectures.models import _BLOCKS, _SHARED, ARCHITECTURES, make_from, make_model
 from tests.quantization.lively import exact, lively, logits
 from tests.toys import bits
@@ -197,14 +196,6 @@ def test_dtype_is_kept_and_sums_are_float64(dtype: torch.dtype) -> None:
     assert weight.dtype == dtype
     close = torch.isclose(weight.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-7)
     assert bool(close.all())
-
-
-def test_no_rotation_changes_nothing() -> None:
-    model = make_model("llama_tied")
-    before, config = [bits(parameter) for parameter in model.parameters()], model.config.to_dict()
-    rotated = NoRotation().rotate(model)
-    assert [bits(parameter) for parameter in model.parameters()] == before and model.config.to_dict() == config
-    assert not rotated.online.keys and not rotated.online.down and not rotated.is_untied
 
 
 def test_what_stands_against_a_rotation_is_said_at_once() -> None:

@@ -66,12 +66,16 @@ class AdaptiveRotation:
     needs: ClassVar[tuple[str, ...]] = ("calibration",)
 
     def __post_init__(self) -> None:
-        for grid in (Grid(bits=self.bits), TokenGrid(bits=self.input_bits), TokenGrid(bits=self.cache_bits)):
-            assert grid.bits  # made here so that bad bits are refused when they are typed
+        for name in ("bits", "input_bits", "cache_bits"):
+            bits = getattr(self, name)
+            require(
+                bits in (2, 3, 4, 5, 6, 7, 8, 16),
+                f"rotation adaptive: {name} {bits} does not exist. Use 2 to 8, or 16 to let these errors not count",
+            )
         require(self.seed >= 0, f"a rotation's seed of {self.seed} is not usable. Use 0 or more")
         require(
             0 <= self.least_gain < 1,
-            f"a least gain of {self.least_gain} is not usable. Use a share such as 0.01, at least 0 and below 1",
+            f"a least_gain of {self.least_gain} is not usable. Use a share such as 0.01, at least 0 and below 1",
         )
 
     @property
