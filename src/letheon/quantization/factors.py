@@ -117,7 +117,7 @@ def passed_on(
     """
     if moments is None or alpha == 0:
         return None
-    ordered = _without_dead(moments, inverse)[inverse.order][:, inverse.order]
+    ordered = _checked(moments, inverse)[inverse.order][:, inverse.order]
     return torch.triu(ordered @ inverse.upper.T, diagonal=1).mul_(alpha) @ inverse.upper
 
 
@@ -132,20 +132,20 @@ def refitted(
     if drift is None or alpha == 0:
         return weight.detach().to(dtype)
     exact = weight.detach().double()
-    missing = (exact @ _without_dead(drift, inverse))[:, inverse.order]
+    missing = (exact @ _checked(drift, inverse))[:, inverse.order]
     correction = torch.empty_like(exact)
     correction[:, inverse.order] = missing @ inverse.upper.T @ inverse.upper
     return (exact + alpha * correction).to(dtype)
 
 
-def _without_dead(moments: Tensor, inverse: Inverse) -> Tensor:
-    """A copy in float64, nothing of which meets an input that was always zero."""
+def _checked(moments: Tensor, inverse: Inverse) -> Tensor:
+    """The moments in float64, or why they cannot be used."""
     require(
         moments.shape == inverse.upper.shape,
         f"a drift of shape {tuple(moments.shape)} does not fit {len(inverse.order)} inputs. Use the layer's own",
     )
     require(bool(torch.isfinite(moments).all()), "its inputs have drifted to NaN or infinite values. Use other text")
-    return moments.double().masked_fill(inverse.dead, 0.0)
+    return moments.double()
 
 
 def _dampings(damping: float) -> Iterator[float]:

@@ -144,6 +144,21 @@ def test_bad_statistics_and_settings_are_refused() -> None:
         GPTAQ(alpha=1.5)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_an_accelerator_finds_what_the_processor_does(settings: dict[str, Any]) -> None:
+    layer = synthetic(3)
+    known = layer.statistics
+    assert known.drift is not None
+    there = replace(known, gram=known.gram.cuda(), drift=known.drift.cuda())
+    expected = GPTAQ(**settings).quantize_layer(layer.weight, known)
+    found = GPTAQ(**settings).quantize_layer(layer.weight.cuda(), there)
+    assert found.codes.is_cuda and found.scale.is_cuda
+    assert float((found.codes.cpu() == expected.codes).double().mean()) > 0.999
+    assert layer.loss(dequantize(found).cpu()) == pytest.approx(layer.loss(expected), rel=1e-3)
+
+
 def test_card_and_three_spellings() -> None:
     card = methods.card("quantizer", "gptaq")
     assert card.class_name == "GPTAQ" and GPTAQ.needs == ("gram", "drift")

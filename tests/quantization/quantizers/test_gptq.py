@@ -79,21 +79,26 @@ def test_static_groups_have_the_grids_of_the_unmodified_neighbours(clip: Any) ->
     assert found.codes.tolist() == slowly(layer, quantizer, found)
 
 
+def corrected(layer: Layer, found: Quantized, fixed: list[int], free: list[int]) -> Tensor:
+    """What the free columns are when the fixed ones are rounded: the least-squares answer, by the moments."""
+    gram = layer.statistics.gram
+    gram = gram + 0.01 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+    lost = (layer.weight - dequantize(found))[:, fixed]
+    return layer.weight[:, free] + lost @ gram[fixed][:, free] @ torch.linalg.inv(gram[free][:, free])
+
+
 @pytest.mark.parametrize("act_order", ["none", "dynamic"])
-def test_groups_fitted_in_their_turn_have_the_grids_of_the_corrected_weights(act_order: Any) -> None:
+@pytest.mark.parametrize("clip", ["absmax", "mse"])
+def test_groups_fitted_in_their_turn_have_the_grids_of_the_corrected_weights(act_order: Any, clip: Any) -> None:
     """With block = group every correction is in when a group is fitted: the slow solver knows what it then sees."""
     layer = made_up(4)
-    quantizer = GPTQ(bits=3, group=6, block=6, act_order=act_order)
+    quantizer = GPTQ(bits=3, group=6, block=6, act_order=act_order, clip=clip)
     found = quantizer.quantize_layer(layer.weight, layer.statistics)
     assert found.codes.tolist() == slowly(layer, quantizer, found)
     order = order_of(layer, act_order)
-    gram = layer.statistics.gram + 0.01 * layer.statistics.gram.diagonal().mean() * torch.eye(24, dtype=torch.float64)
-    rounded = dequantize(found)
     for group in range(4):
-        fixed, free = order[: 6 * group], order[6 * group :]
-        lost = (layer.weight - rounded)[:, fixed]
-        values = layer.weight[:, free] + lost @ gram[fixed][:, free] @ torch.linalg.inv(gram[free][:, free])
-        expected = group_parameters(values[:, :6], Grid(bits=3))[0]
+        values = corrected(layer, found, order[: 6 * group], order[6 * group :])
+        expected = group_parameters(values[:, :6], Grid(bits=3, clip=clip))[0]
         torch.testing.assert_close(found.scale[:, group : group + 1], expected, rtol=1e-5, atol=0)
     if act_order == "none":
         assert found.group_index is None
@@ -109,10 +114,16 @@ def test_a_group_smaller_than_a_block_is_fitted_on_what_the_block_began_with() -
     uncorrected = group_parameters(layer.weight, Grid(bits=3, group=4))[0]
     assert torch.equal(found.scale[:, :3], uncorrected[:, :3])
     assert not bool(torch.isclose(found.scale[:, 3:], uncorrected[:, 3:], rtol=1e-3).any())
-    # A group that crosses the end of its block is fitted whole, where it begins.
-    crossing = GPTQ(bits=3, group=8, block=12, act_order="none").quantize_layer(layer.weight, layer.statistics)
-    assert torch.equal(crossing.scale[:, :2], group_parameters(layer.weight, Grid(bits=3, group=8))[0][:, :2])
-    assert not torch.equal(crossing.scale[:, 2], group_parameters(layer.weight, Grid(bits=3, group=8))[0][:, 2])
+
+
+def test_a_group_that_crosses_the_end_of_its_block_is_fitted_whole_where_it_begins() -> None:
+    layer = made_up(5, inputs=48, tokens=200)
+    found = GPTQ(bits=3, group=8, block=12, act_order="none").quantize_layer(layer.weight, layer.statistics)
+    for begins_in, group in ((0, 1), (12, 2), (24, 3), (24, 4), (36, 5)):
+        values = corrected(layer, found, list(range(begins_in)), list(range(begins_in, 48)))
+        inside = values[:, 8 * group - begins_in : 8 * group - begins_in + 8]
+        expected = group_parameters(inside, Grid(bits=3))[0]
+        torch.testing.assert_close(found.scale[:, group : group + 1], expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -7,7 +7,7 @@ U, P, R (b, b): the block's part of the factor, of the drift's share and of the 
 weight. Without P and R this is GPTQ, with P GPTAQ, with both ResComp. Rows do not see each other.
 
 Two ways, equal up to rounding: "torch" (any device; a few launches a column, nothing is read back) and "numba"
-(the processor; one compiled loop over rows, each row's block in the first cache, on as many threads as torch has).
+(the processor; one compiled loop over rows, strips of rows in the first cache, on as many threads as torch has).
 numba comes with letheon[quantize]; without it "torch" runs, and `kernel_for` says which.
 
 Source: GPTQ arXiv:2210.17323 (lazy blocks), GPTAQ arXiv:2504.02692, ResComp arXiv:2604.07955.
@@ -32,6 +32,9 @@ from torch import Tensor
 from letheon.errors import MissingExtra
 
 Kernel = Literal["torch", "numba"]
+
+_STRIP = 16
+"""Rows whose divisions the compiled loop has under way at once: one row's columns wait for one another."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -142,20 +145,25 @@ def _compiled() -> Callable[..., None] | None:
 def _round_rows(values, step, zero, codes, errors, original, factor, drift, residual, low, high):  # type: ignore[no-untyped-def]
     """The formula above, row by row; an empty matrix is one that is not there. Compiled, never run as it is."""
     rows, columns = values.shape
-    for row in range(rows):
+    for begin in range(0, rows, _STRIP):
+        strip = range(begin, min(begin + _STRIP, rows))
         for column in range(columns):
-            value = values[row, column]
-            centre = zero[row, column]
-            code = min(max(np.rint(value / step[row, column]) + centre, low), high)
-            error = (value - (code - centre) * step[row, column]) / factor[column, column]
-            codes[row, column] = code
-            errors[row, column] = error
-            for later in range(column + 1, columns):
-                values[row, later] -= error * factor[column, later]
-            if drift.size:
-                for later in range(column + 1, columns):
-                    values[row, later] += value * drift[column, later]
-            if residual.size:
-                lost = original[row, column] - value
-                for later in range(column + 1, columns):
-                    values[row, later] += lost * residual[column, later]
+            for row in strip:
+                centre = zero[row, column]
+                code = min(max(np.rint(values[row, column] / step[row, column]) + centre, low), high)
+                error = values[row, column] - (code - centre) * step[row, column]
+                codes[row, column] = code
+                errors[row, column] = error / factor[column, column]
+            for row in strip:
+                value, later = values[row, column], values[row, column + 1 :]
+                error, answers = errors[row, column], factor[column, column + 1 :]
+                for other in range(later.size):
+                    later[other] -= error * answers[other]
+                if drift.size:
+                    answers = drift[column, column + 1 :]
+                    for other in range(later.size):
+                        later[other] += value * answers[other]
+                if residual.size:
+                    lost, answers = original[row, column] - value, residual[column, column + 1 :]
+                    for other in range(later.size):
+                        later[other] += lost * answers[other]
