@@ -88,12 +88,13 @@ def load_low_bit(path: Path, *, device: str = "cpu") -> Any:
     import torch
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, GenerationConfig
 
+    architectures: Any = MODEL_FOR_CAUSAL_LM_MAPPING
     found = read_low_bit(path)
     state = {name: tensor.float() for name, tensor in found.tensors()}
     with quiet_transformers():
         try:
             config = AutoConfig.for_model(**found.config)
-            loaded: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+            loaded: Any = architectures[type(config)].from_pretrained(
                 None,
                 config=config,
                 state_dict=state,

@@ -15,7 +15,6 @@ from letheon.errors import BadInput, CannotFinish
 from letheon.methods import build, describe
 from letheon.models import inspect_model, load_model
 from letheon.numerics.grids import Grid
-from letheon.quantization.formats.dense import Dense
 from letheon.quantization.pipeline import quantize
 from letheon.runs.progress import Progress
 from tests.architectures.models import make_model, save_model_folder
@@ -24,23 +23,6 @@ from tests.toys import bits
 
 QUIET = Progress(quiet=True)
 IDS = torch.arange(2, 14).unsqueeze(0)
-
-
-@pytest.mark.parametrize("dtype", ["original", "float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["llama_tied", "gpt2"])
-def test_every_weight_is_stored_as_asked_and_tied_ones_once(name: str, dtype: str, tmp_path: Path) -> None:
-    source = save_model_folder(make_model(name), tmp_path / "model", dtype=torch.bfloat16)
-    model, target = load_model(source), tmp_path / "out"
-    target.mkdir()
-    Dense(dtype=dtype).write(model, target, original=inspect_model(source), card="what it is\n")  # type: ignore[arg-type]
-    wanted = torch.bfloat16 if dtype == "original" else getattr(torch, dtype)
-    before, after = load_file(source / "model.safetensors"), load_file(target / "model.safetensors")
-    assert list(after) == list(before) and {tensor.dtype for tensor in after.values()} == {wanted}
-    assert all(bits(after[key]) == bits(before[key].float().to(wanted)) for key in before)
-    assert json.loads((target / "config.json").read_text())["dtype"] == str(wanted).removeprefix("torch.")
-    assert (target / "README.md").read_text() == "what it is\n"
-    again = AutoModelForCausalLM.from_pretrained(target)
-    assert again.dtype == wanted and again.get_output_embeddings().weight is again.get_input_embeddings().weight
 
 
 def test_float32_holds_the_grid_of_a_bfloat16_model_and_bfloat16_rounds_it_once_more(tmp_path: Path) -> None:
@@ -91,7 +73,7 @@ def test_a_low_bit_model_is_stored_as_asked_and_tied_weights_once(name: str, dty
     assert again.dtype == wanted and again.get_output_embeddings().weight is again.get_input_embeddings().weight
 
 
-def test_both_ways_of_writing_give_the_same_weights(tmp_path: Path) -> None:
+def test_the_command_writes_what_the_format_writes(tmp_path: Path) -> None:
     source = save_model_folder(make_model("llama"), tmp_path / "model")
     old = quantize(source, out=tmp_path / "run", progress=QUIET).folder
     new = written("dense", low_bit_model(source, Grid(bits=4)), tmp_path / "new")

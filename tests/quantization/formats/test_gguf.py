@@ -247,6 +247,13 @@ def test_a_tokenizer_that_the_file_cannot_describe_is_refused_before(tmp_path: P
         build("format", "gguf").check(plan_of(low_bit_model(source, grid), grid))
 
 
+def test_a_dtype_that_the_file_has_no_place_for_is_refused(tmp_path: Path) -> None:
+    model = low_bit_model(tiny_llama(), Grid(bits=4, group=32, **HALF))
+    wide_head = {**model.others, "lm_head.weight": model.others["lm_head.weight"].double()}
+    with pytest.raises(BadInput, match=r"tensor lm_head\.weight is torch\.float64, which a GGUF file has no place for"):
+        build("format", "gguf").write(replace(model, others=wide_head), tmp_path)
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     one = [("t", Q8_0, (1, 32), bytes(34))]
     write_gguf(tmp_path / "a.gguf", {"general.architecture": "gemma"}, {"t": 2}, one)

@@ -158,10 +158,11 @@ def _tensors(
     model: LowBitModel, config: Mapping[str, Any], targets: list[str], names: list[str], factors: Tensor | None
 ) -> Iterator[tuple[str, int, tuple[int, ...], bytes]]:
     is_interleaved = ARCHITECTURES[str(config["model_type"])] == "llama"
+    rounded = set(model.layers)  # asking a lazy mapping for a name may read it
     for target, name in zip(targets, names, strict=True):
         heads = _heads(name, config) if is_interleaved else None
-        layer = model.layers.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
-        if layer is not None:
+        if name.removesuffix(".weight") in rounded:
+            layer = model.layers[name.removesuffix(".weight")]
             _LIMITS.check(layer_plan(model, name.removesuffix(".weight"), layer))
             kind, blocks = _blocks(name.removesuffix(".weight"), layer)
             rows, columns = layer.codes.shape
@@ -172,9 +173,11 @@ def _tensors(
         check_finite(name, tensor)
         if tensor.ndim == 1:
             tensor = tensor.float()  # llama.cpp adds and multiplies in it
-        kind = next(number for number, dtype in _PLAIN.items() if dtype == tensor.dtype)
+        kinds = [number for number, dtype in _PLAIN.items() if dtype == tensor.dtype]
+        if not kinds:
+            raise BadInput(f"tensor {name} is {tensor.dtype}, which a GGUF file has no place for. Use --format dense")
         tensor = tensor if heads is None else _interleaved(tensor, heads)
-        yield target, kind, tuple(tensor.shape), tensor.contiguous().view(torch.uint8).numpy().tobytes()
+        yield target, kinds[0], tuple(tensor.shape), tensor.contiguous().view(torch.uint8).numpy().tobytes()
     if factors is not None:
         yield ROPE_FACTORS, F32, tuple(factors.shape), factors.numpy().tobytes()
 
