@@ -51,7 +51,7 @@ def keep_block(path: Path, block: KeptBlock) -> None:
         }
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = {"layers": said, "others": list(block.others), "figures": dict(block.figures)}
-    metadata = {name: json.dumps(value) for name, value in plain.items()}
+    metadata = {"block": json.dumps(plain)}  # one entry: several would come in any order, and bytes are compared
     with replacing_file(path) as temporary:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
 
@@ -60,12 +60,12 @@ def kept_block(path: Path) -> KeptBlock:
     """Read a block again. Raises BadInput where the file is damaged."""
     try:
         with safe_open(str(path), framework="pt") as file:
-            said = file.metadata()
-            names: list[str] = json.loads(said["others"])
+            said = _said(file)
+            names: list[str] = said["others"]
             return KeptBlock(
-                {name: _layer(file, name, how) for name, how in json.loads(said["layers"]).items()},
+                {name: _layer(file, name, how) for name, how in said["layers"].items()},
                 {name: file.get_tensor(f"other/{name}") for name in names},
-                json.loads(said["figures"]),
+                said["figures"],
             )
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise BadInput(f"{path} is damaged ({error}). Remove it, and the block is made again") from error
@@ -78,7 +78,7 @@ class KeptLayers(Mapping[str, Quantized]):
         self._places: dict[str, tuple[Path, dict[str, Any]]] = {}
         for path in paths:
             with safe_open(str(path), framework="pt") as file:
-                said = json.loads(file.metadata()["layers"])
+                said = _said(file)["layers"]
             self._places |= {name: (path, how) for name, how in said.items()}
 
     def __getitem__(self, name: str) -> Quantized:
@@ -91,6 +91,10 @@ class KeptLayers(Mapping[str, Quantized]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+def _said(file: Any) -> dict[str, Any]:
+    return dict(json.loads(file.metadata()["block"]))
 
 
 def _layer(file: Any, name: str, how: Mapping[str, Any]) -> Quantized:
