@@ -6,6 +6,9 @@ they run, and each group hears what the groups before it have become. When a blo
 killed walk goes on with the next block and ends with the same bytes: what is kept is put into the model and both
 streams run through it once more.
 
+A quantizer with a `prepare_block` may first change the whole block (norms and biases too) on the untouched stream. It
+gives back the weights that it has cut off, as they were before, so that the figures count what was lost by that.
+
 Memory on the device: one block, one batch, the moments of one input and their factors.
 
 Source: the drivers of GPTQ arXiv:2210.17323 and GPTAQ arXiv:2504.02692 (true sequential order, two streams).
@@ -123,13 +126,14 @@ def _round_block(
             inputs = heard(asked.model, block, batch, first, device=asked.device)
             originals.append({name: tensor.cpu() for name, tensor in inputs.items()})
     behind = [through(asked.model, block, batch, device=asked.device) for batch in before]
+    uncut: Mapping[str, Tensor] = {}
     if hasattr(asked.quantizer, "prepare_block"):
-        asked.quantizer.prepare_block(asked.model, block, before, asked.device)
+        uncut = asked.quantizer.prepare_block(asked.model, block, before, asked.device)
     layers: dict[str, Quantized] = {}
     figures: dict[str, Any] = {"layers": {}, "fallen_back": [], "warnings": []}
     for group in block.groups:
         statistics = _statistics(asked, block, group[0], now, originals if needs_drift else None)
-        for name, layer, lost in _solved(asked, group, statistics, figures):
+        for name, layer, lost in _solved(asked, group, statistics, figures, uncut):
             layers[name], figures["layers"][name] = layer, lost
         for name in group:
             module = asked.model.get_submodule(name)
@@ -161,9 +165,9 @@ def _statistics(
 
 
 def _solved(
-    asked: Walk, group: Sequence[str], statistics: Statistics, figures: dict[str, Any]
+    asked: Walk, group: Sequence[str], statistics: Statistics, figures: dict[str, Any], uncut: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Quantized, dict[str, float]]]:
-    """Layers that read one input, solved as one matrix, and what was lost in each."""
+    """Layers that read one input, solved as one matrix, and what was lost in each: by rounding, and by cutting off."""
     matrices = [as_matrix(module, module.weight.detach()) for module in map(asked.model.get_submodule, group)]
     dead = float(dead_inputs(statistics.gram).float().mean())
     if dead > 0.5:
@@ -180,7 +184,7 @@ def _solved(
         for name, matrix in zip(names, (matrices[place] for place in places), strict=True):
             own = _rows(layer, row, row + len(matrix)) if len(names) > 1 else layer
             row += len(matrix)
-            yield name, own, _lost(matrix, dequantize(own), statistics)
+            yield name, own, _lost(uncut.get(name, matrix), dequantize(own), statistics)
 
 
 def _solve(
