@@ -83,6 +83,13 @@ class ModelFolder:
         return sum(tensor.size for tensor in self.tensors.values() if tensor.dtype in DTYPES)
 
     @property
+    def is_packed(self) -> bool:
+        """Whether its layers are stored as codes of a low-bit format, so that no weight can be read as it is."""
+        return bool(self.config.get("quantization_config")) or any(
+            tensor.file.endswith(".gguf") for tensor in self.tensors.values()
+        )
+
+    @property
     def depth(self) -> int | None:
         """Number of the decoder's blocks; None where the config does not say."""
         for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers"):

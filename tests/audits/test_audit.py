@@ -46,8 +46,8 @@ def never(*given: Any, **settings: Any) -> Any:
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on no model may be loaded."""
-    for place in (module, tables):
-        monkeypatch.setattr(place, "load_model", never)
+    monkeypatch.setattr(module, "load_model", never)
+    monkeypatch.setattr(tables, "load_any", never)
 
 
 # --- faults

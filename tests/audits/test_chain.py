@@ -56,7 +56,7 @@ def chain_in(root: Path, mini: Mini) -> Chain:
         given = {"retain_data": mini.files["retain"], "holdout_data": mini.files["holdout"], "method": gate}
         model = forget(model, forget_data=file, out=root / f"run-{number}", **given, **SETTINGS).folder
         if number == 2:
-            model = quantize(model, method={"name": "rtn", "bits": 8}, progress=QUIET).folder
+            model = quantize(model, method={"name": "rtn", "bits": 8}, format="dense", progress=QUIET).folder
     assert len(files) == 3
     return Chain(root, target, files)
 

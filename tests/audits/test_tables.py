@@ -73,7 +73,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         seen.append(path)
         return load_model(path, **settings)
 
-    monkeypatch.setattr(module, "load_model", load)
+    monkeypatch.setattr(module, "load_any", load)
     return seen
 
 

@@ -32,7 +32,7 @@ IDS = torch.arange(2, 14).reshape(2, 6)
 
 
 def quantize(model: Path, **settings: Any) -> QuantizeResult:
-    return quantize_loudly(model, progress=Progress(quiet=True), **settings)
+    return quantize_loudly(model, progress=Progress(quiet=True), **{"format": "dense", **settings})
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:
@@ -153,7 +153,8 @@ def test_what_each_layer_lost_is_told_and_kept_in_the_record(tmp_path: Path) -> 
         assert loss == pytest.approx(float(((old - new) ** 2).sum() / (old**2).sum()), rel=1e-9) and 1e-4 < loss < 0.1
     (entry,) = RunFolder.open(tmp_path).record().stages
     assert entry.notes["layers"] == result.layers and entry.settings["method"] == {
-        "name": "rtn", "bits": 4, "group": "row", "scheme": "sym", "clip": "absmax", "levels": "uniform"
+        "name": "rtn", "bits": 4, "group": "row", "scheme": "sym", "clip": "absmax", "scale_dtype": "float32",
+        "levels": "uniform",
     }  # fmt: skip
     card = (result.folder / "README.md").read_text()
     assert "rtn" in card and "'bits': 4" in card and "dense" in card
@@ -176,7 +177,7 @@ def test_sixteen_bits_write_the_same_weights_and_warn_of_nothing(tmp_path: Path)
 
 def test_a_model_that_is_on_the_grid_already_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     once = quantize(saved("llama"), method={"name": "rtn", "levels": "nf4"}, out=tmp_path / "once").folder
-    again = quantize_loudly(once, method={"name": "rtn", "levels": "nf4"}, out=tmp_path / "again")
+    again = quantize_loudly(once, method={"name": "rtn", "levels": "nf4"}, format="dense", out=tmp_path / "again")
     assert set(again.layers.values()) == {0.0}
     (warning,) = RunFolder.open(tmp_path / "again").record().stages[0].warnings
     assert "no weight has changed" in warning and warning in capsys.readouterr().err

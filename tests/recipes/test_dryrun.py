@@ -93,7 +93,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "forget, through a grid": ("forget", {**DATA, **STEPS, "through": "int4"}),
     "forget, plain descent": ("forget", {**DATA, **STEPS, "optimizer": "sgd"}),
     "quantize": ("quantize", {}),
-    "quantize, bfloat16 file": ("quantize", {"model": "half", "method": {"name": "rtn", "levels": "nf4"}}),
+    "quantize, bfloat16 file": (
+        "quantize",
+        {"model": "half", "method": {"name": "rtn", "levels": "nf4"}, "format": "dense"},
+    ),
+    "quantize, gptq on text": (
+        "quantize",
+        {"method": "gptq", "calibration_data": "r.jsonl", "sequence_length": 32, "sequences": 8},
+    ),
+    "quantize, gptaq on text": (
+        "quantize",
+        {"method": "gptaq", "calibration_data": "r.jsonl", "sequence_length": 32, "sequences": 8, "format": "dense"},
+    ),
     "audit, invented names": ("audit", {**DATA, "original": "half", "resamples": 1000}),
     "audit, holdout, shipped": (
         "audit",
@@ -197,7 +208,7 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def measured(verb: str, settings: dict[str, Any]) -> int:
     """Peak of tensor bytes of the verb itself."""
     rest = dict(settings)
-    with PeakBytes() as counted:
+    with PeakBytes(counts_meta=False) as counted:  # a blueprint is no memory
         verbs.function(verb)(rest.pop("model"), progress=QUIET, **rest)
     return counted.peak
 

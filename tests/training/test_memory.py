@@ -200,3 +200,11 @@ def test_an_address_that_is_used_again_is_a_new_tensor() -> None:
         last = torch.ones(2 * N)
         assert counted.at_peak() == {OTHER: 2 * BYTES}
         assert counted.live == last.untyped_storage().nbytes()
+
+
+def test_a_blueprint_beside_real_tensors_is_no_memory() -> None:
+    with PeakBytes(counts_meta=False) as counted:
+        kept = torch.ones(100)
+        blueprint = torch.empty(10_000, device="meta")
+        other = kept + 1
+    assert counted.peak == 800 and blueprint.is_meta and len(other) == 100

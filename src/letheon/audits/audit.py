@@ -40,6 +40,7 @@ from letheon.errors import BadInput, NotMeasured, require
 from letheon.methods import build, describe, name_of
 from letheon.models import ModelFolder, inspect_model, load_model, load_tokenizer, pick_device, read_gate_units
 from letheon.numerics.scores import privleak
+from letheon.quantization.reading import inspect_any
 from letheon.runs.environment import describe_environment
 from letheon.runs.folder import sha256_file, sha256_folder, write_text
 from letheon.runs.progress import Progress
@@ -198,7 +199,8 @@ def check_request(values: Mapping[str, Any]) -> Request:
     files = {role: getattr(wanted, f"{role}_data") for role in ROLES if getattr(wanted, f"{role}_data") is not None}
 
     def inspected(name: str) -> ModelFolder:
-        return inspect_model(paths[name], role="MODEL" if name == "model" else name)
+        role = "MODEL" if name == "model" else name
+        return (inspect_any if name in ("model", SHIPPED) else inspect_model)(paths[name], role=role)
 
     before = _earlier_files(wanted)
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from letheon.errors import BadInput
 from letheon.models import ModelFolder, as_matrix, decoder_linears, read_tensor, stored_name
 from letheon.numerics.grids import code_match, shift_in_steps
@@ -22,7 +24,7 @@ def code_figures(
     """Both numbers for each grid, over all linears of the decoder; None where the two folders cannot be compared.
 
     Args:
-        model: the audited architecture, whose linears are looked up in both files.
+        model: the audited one, whose linears are looked up in both files; its own weights are those of a packed file.
         original, subject: the folders before and after.
         grids: name -> grid.
     """
@@ -32,10 +34,7 @@ def code_figures(
     total = 0
     try:
         for name, module in decoder_linears(model).items():
-            before, after = (
-                as_matrix(module, read_tensor(folder, stored_name(folder, f"{name}.weight")).float()).contiguous()
-                for folder in (original, subject)
-            )
+            before, after = (_matrix(name, module, folder) for folder in (original, subject))
             if before.shape != after.shape:
                 return unknown
             total += before.numel()
@@ -49,3 +48,8 @@ def code_figures(
         name: {"code_match": equal[name] / total, "shift_in_steps": None if far is None else far / total}
         for name, far in moved.items()
     }
+
+
+def _matrix(name: str, module: Any, folder: ModelFolder) -> Tensor:
+    stored = module.weight.detach() if folder.is_packed else read_tensor(folder, stored_name(folder, f"{name}.weight"))
+    return as_matrix(module, stored.float()).contiguous()

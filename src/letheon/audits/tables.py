@@ -26,7 +26,8 @@ from letheon.audits.stored import Rows, from_plain, to_plain
 from letheon.data.encode import Encoder
 from letheon.errors import NotMeasured
 from letheon.methods import describe, name_of
-from letheon.models import ModelFolder, load_model
+from letheon.models import ModelFolder
+from letheon.quantization.reading import load_any
 from letheon.runs.folder import sha256_file, sha256_folder, write_json
 from letheon.training.losses import Body
 
@@ -60,7 +61,7 @@ class Asker:
             utility_at: conditions under which utility is asked; all when None.
             meanwhile: called under each condition, to ask more.
         """
-        model = load_model(folder.path, device=self.device)
+        model = load_any(folder.path, device=self.device)
         scorer = Scorer(model, Body(model), self.encoder, self.device)
         own: Rows = {}
         control: Rows = {}

@@ -124,7 +124,7 @@ def grid_named(name: str) -> Grid | CodebookGrid:
         BadInput: another word.
 
     >>> grid_named("int4/128")
-    Grid(bits=4, scheme='sym', group=128, clip='absmax')
+    Grid(bits=4, scheme='sym', group=128, clip='absmax', scale_dtype='float32')
     """
     codebooks = {"fp4": CodebookGrid("fp4"), "nf4": CodebookGrid("nf4")}
     if name in codebooks:

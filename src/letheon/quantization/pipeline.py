@@ -11,7 +11,7 @@ killed after each block.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,12 @@ class QuantizeSettings:
     model: Path
     """A Hugging Face causal language model folder, in full precision."""
     calibration_data: Path | None = None
-    """Ordinary text for solvers that need it (gptq, gptaq, rescomp, refit): texts, or questions with answers."""
+    """Ordinary text for solvers that look at what layers hear (all but rtn): texts, or questions with answers."""
     out: Path | None = None
     """The run folder; null: the run that made the model, or runs/quantize."""
     method: Any = "rtn"
     """The solver: a method of kind quantizer."""
-    format: Any = "dense"
+    format: Any = "compressed_tensors"
     """What is written: a method of kind format."""
     sequences: int = 128
     """How many sequences of calibration text are taken, at most."""
@@ -181,27 +181,27 @@ def check_request(values: Mapping[str, Any]) -> Request:
 
     def quantizer() -> Any:
         made = build_draft("quantizer", wanted.method, where="method")
-        found["quantizer"] = made.made
-        return made.checked()
+        found["draft"] = made.made
+        found["quantizer"] = made.checked()
+        return found["quantizer"]
 
     def writer() -> Any:
         found["writer"] = build("format", wanted.format, where="format")
         return found["writer"]
 
-    def check_plan() -> None:
-        if len(found) == 3:
-            _check_plan(found["folder"], found["quantizer"], found["writer"])
+    def check_layers() -> None:
+        if {"folder", "quantizer", "writer"} <= set(found):
+            found["quantizer"] = _with_scales(found["quantizer"], wanted.method, found["writer"], found["folder"])
+        if {"folder", "draft"} <= set(found):
+            _check_layers(found["folder"], found.get("quantizer", found["draft"]), found.get("writer"))
 
     def text() -> DataFile | None:
         if wanted.calibration_data is None:
-            needs = getattr(found.get("quantizer"), "needs", ())
-            require(
-                not needs,
-                f"quantizer {name_of(found['quantizer'])!r} looks at what the layers hear, so it needs calibration "
-                "text. Give ordinary text with --calibration text.jsonl"
-                if needs
-                else "",
-            )
+            if getattr(found.get("draft"), "needs", ()):
+                raise BadInput(
+                    f"quantizer {name_of(found['draft'])!r} looks at what the layers hear, so it needs calibration "
+                    "text. Give ordinary text with --calibration text.jsonl"
+                )
             return None
         return read_records(wanted.calibration_data, role="calibration", columns=wanted.columns)
 
@@ -214,12 +214,24 @@ def check_request(values: Mapping[str, Any]) -> Request:
         require(wanted.sequence_length >= 2, f"sequence_length must be 2 or more, got {wanted.sequence_length}")
         require(wanted.seed >= 0, f"seed must be 0 or more, got {wanted.seed}")
 
-    _, folder, solver, made_writer, device, _, data, run, _ = collect(
-        drafted.checked, quantizable, quantizer, writer, lambda: pick_device(wanted.device), check_plan, text, out,
+    _, folder, _, made_writer, device, _, data, run, _ = collect(
+        drafted.checked, quantizable, quantizer, writer, lambda: pick_device(wanted.device), check_layers, text, out,
         check_numbers,
     )  # fmt: skip
     warnings = () if data is None else tuple(_forgotten_in(data, wanted.model))
-    return Request(wanted, folder, solver, made_writer, data, device, run, warnings)
+    return Request(wanted, folder, found["quantizer"], made_writer, data, device, run, warnings)
+
+
+def _with_scales(quantizer: Any, given: Any, writer: Any, folder: ModelFolder) -> Any:
+    """The quantizer with scales as the file stores them, where nobody has said otherwise."""
+    is_open = isinstance(given, str) or (isinstance(given, Mapping) and "scale_dtype" not in given)
+    if (
+        not is_open
+        or not hasattr(writer, "scale_dtype")
+        or "scale_dtype" not in {one.name for one in fields(quantizer)}
+    ):
+        return quantizer
+    return replace(quantizer, scale_dtype=writer.scale_dtype(folder))
 
 
 def _quantizable(path: Path) -> ModelFolder:
@@ -244,8 +256,8 @@ def _forgotten_in(data: DataFile, model: Path) -> list[str]:
     return [f"{shared.sentence}. Calibrating on what was forgotten can bring it back: use other text"] if shared else []
 
 
-def _check_plan(folder: ModelFolder, quantizer: Any, writer: Any) -> None:
-    """Refuse what does not divide or does not go into the file before a stage begins."""
+def _check_layers(folder: ModelFolder, quantizer: Any, writer: Any) -> None:
+    """Refuse what does not divide or does not go into the file before a stage begins. No writer: None."""
     with gathering():  # what else is wrong with the grid is told already
         grid = getattr(quantizer, "grid", None)
     if grid is None:
@@ -258,7 +270,7 @@ def _check_plan(folder: ModelFolder, quantizer: Any, writer: Any) -> None:
         shapes[name] = rows, columns
     group = getattr(grid, "group", None)
     problems = _indivisible(shapes, group) if isinstance(group, int) and group >= 1 else []
-    if not problems and hasattr(writer, "check"):
+    if not problems and writer is not None:
         plan = Plan(
             original=folder,
             shapes=shapes,

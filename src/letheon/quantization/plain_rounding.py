@@ -36,7 +36,9 @@ def round_plainly(
     found = Walked([])
     for block in layout.blocks:
         path = keep / f"block-{block.index:05d}.safetensors"
-        if not path.is_file():
+        if path.is_file():
+            found.figures |= kept_block(path).figures["layers"]
+        else:
             module = model.get_submodule(block.name).to(device)
             layers, lost = round_layers(((name, model.get_submodule(name)) for name in block.linears), quantizer)
             weights = {f"{name}.weight" for name in block.linears}
@@ -45,8 +47,8 @@ def round_plainly(
             figures = {"layers": {name: {"weights": value} for name, value in lost.items()}}
             keep_block(path, KeptBlock(layers, others, figures))
             module.to("cpu")
+            found.figures |= figures["layers"]
         found.files.append(path)
-        found.figures |= kept_block(path).figures["layers"]
         progress(block.index + 1, len(layout.blocks), block.name)
     return found
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from letheon.errors import BadInput
 from letheon.methods import load, names
-from letheon.models import ModelFolder, read_folder
+from letheon.models import ModelFolder, inspect_model, load_model, read_folder
 from letheon.quiet import quiet_transformers
 
 
@@ -65,6 +65,18 @@ def read_low_bit(path: Path, *, role: str = "MODEL") -> LowBitFile:
             "quantized. Convert it with the software it was made with"
         )
     return LowBitFile(folder, methods[method])
+
+
+def inspect_any(path: Path, *, role: str = "MODEL") -> ModelFolder:
+    """Look at a model, low-bit or not, without loading it. Raises what `inspect_model` or `read_low_bit` refuses."""
+    found = read_low_bit(path, role=role) if Path(path).exists() else None
+    return inspect_model(path, role=role) if found is None or found.format == "dense" else found.folder
+
+
+def load_any(path: Path, *, device: str = "cpu") -> Any:
+    """The model of a folder or file, low-bit or not, in float32 and evaluation mode. Raises what its loader does."""
+    is_dense = read_low_bit(path).format == "dense"
+    return load_model(path, device=device) if is_dense else load_low_bit(path, device=device)
 
 
 def _gguf_file(path: Path, role: str) -> Path | None:

@@ -51,7 +51,7 @@ def of_audit(request: Request, encoder: Encoder, plan: Plan) -> Estimate:
         subject = open_rehearsed(rehearsal, folders["model"], encoder)
         _round(subject.model, grids)
         if SHIPPED in folders:
-            shipped = rehearsal.model(folders[SHIPPED])
+            shipped = rehearsal.model(folders["model"])  # the same architecture, read as float32
             kept = [parameter.detach().clone() for parameter in subject.model.parameters()]
             _ask(subject, rehearsal, scored, notes)
             del shipped, kept

@@ -169,13 +169,13 @@ def _forget(settings: dict[str, Any]) -> Checked:
 
 def _quantize(settings: dict[str, Any]) -> Checked:
     from letheon.quantization.pipeline import check_request
-    from letheon.recipes.estimates import of_quantize
+    from letheon.recipes.quantize_estimates import of_quantize
 
     request = check_request(settings)
     return Checked(
         request.device,
-        (),
-        lambda: of_quantize(request.folder, request.quantizer, request.writer, request.device),
+        request.warnings,
+        lambda: of_quantize(request),
         (request.quantizer, request.writer),
     )
 

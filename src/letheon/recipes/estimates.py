@@ -1,7 +1,7 @@
 """What a verb will need, before a weight is loaded: its own code, run on tensors without values.
 
-Here is what all estimates share (a model opened, questions asked, a folder saved), and that of quantizing, which
-rehearses the real rounding. Training and forgetting: `training_estimates`. An audit: `audit_estimates`.
+Here is what all estimates share: a model opened, questions asked, a folder saved. Training and forgetting:
+`training_estimates`. Quantizing: `quantize_estimates`. An audit: `audit_estimates`.
 
 Source: this project.  Checked against: the measured peak of real runs.
 """
@@ -17,8 +17,7 @@ import torch
 
 from letheon.data.batches import Batch, batch_tokens_on, by_length
 from letheon.data.encode import Encoder, Example
-from letheon.models import DTYPES, Exact, ModelFolder, as_it_is, decoder_linears, load_tokenizer, working_dtype
-from letheon.quantization.plain_rounding import round_layers
+from letheon.models import DTYPES, Exact, ModelFolder, as_it_is, load_tokenizer, working_dtype
 from letheon.recipes.rehearsal import Rehearsal, Work, seconds
 from letheon.training.losses import Body
 from letheon.training.memory import OTHER
@@ -143,15 +142,3 @@ def time_of(work: Work, rows: int, model: Any, device: str) -> float:
     """Seconds that work on a model takes here, rough; `rows` are the tokens of one of its forward passes."""
     width = model.get_input_embeddings().weight.shape[1]
     return seconds(work, rows=rows, width=int(width), device=device, dtype=working_dtype(device))
-
-
-def of_quantize(folder: ModelFolder, quantizer: Any, writer: Any, device: str) -> Estimate:
-    """Of `letheon quantize`, from what its checks found."""
-    with Rehearsal(device) as rehearsal:
-        model = rehearsal.model(folder)
-        linears = decoder_linears(model)
-        rehearsal.start_counting()
-        round_layers(linears.items(), quantizer)
-        save(model, folder, getattr(writer, "dtype", "original"))
-    rows = 1  # no token is looked at
-    return Estimate(by_part(rehearsal), time_of(rehearsal.work, rows, model, device))

@@ -242,12 +242,14 @@ def check_inputs(recipe: Recipe) -> list[str]:
 def _checks(step: Step) -> Iterable[Callable[[], Any]]:
     from letheon.data.records import read_records
     from letheon.models import inspect_model
+    from letheon.quantization.reading import inspect_any
 
     given = {name: value for name, value in step.settings.items() if value is not None}
     columns = given.get("columns")
     for name in (name for name in _MODELS if name in given):
         role = "MODEL" if name == "model" else name
-        yield lambda path=given[name], role=role: inspect_model(Path(path), role=role)  # type: ignore[misc]
+        look = inspect_any if name == "shipped" else inspect_model
+        yield lambda path=given[name], role=role, look=look: look(Path(path), role=role)  # type: ignore[misc]
     for name in (name for name in _RECORDS if name in given):
         role = name.removesuffix("_data")
         yield lambda path=given[name], role=role: read_records(Path(path), role=role, columns=columns)  # type: ignore[misc]

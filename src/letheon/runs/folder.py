@@ -27,7 +27,7 @@ from typing import Any
 from letheon.errors import BadInput, CannotFinish
 
 LOCK_NAME = ".lock"
-MODEL_SUFFIXES = frozenset({".safetensors", ".json", ".model", ".txt", ".jinja", ".tiktoken", ".vocab"})
+MODEL_SUFFIXES = frozenset({".safetensors", ".gguf", ".json", ".model", ".txt", ".jinja", ".tiktoken", ".vocab"})
 """What makes a model folder the model it is: weights, configuration, tokenizer, chat template."""
 
 _FULL = {

@@ -37,8 +37,10 @@ class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     (8000, 4000)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, counts_meta: bool = True) -> None:
+        """`counts_meta`: whether tensors of the meta device count as if they had values; no, beside real ones."""
         super().__init__()  # type: ignore[no-untyped-call]
+        self._counts_meta = counts_meta
         self.live = 0
         """Bytes now."""
         self.peak = 0
@@ -62,7 +64,8 @@ class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def hold(self, values: Iterable[Any]) -> None:
         """Count these tensors too: what was there before the context began, or was made outside of torch."""
         for value in values:
-            if isinstance(value, Tensor) and value.layout == torch.strided:
+            is_there = isinstance(value, Tensor) and value.layout == torch.strided
+            if is_there and (self._counts_meta or not value.is_meta):
                 storage = value.untyped_storage()
                 address, size = storage._cdata, storage.nbytes()
                 if address not in self._number:

@@ -1,6 +1,7 @@
 """Every linear weight of the decoder rounded to a low-bit grid, embeddings and head kept.
 
-    W <- Q(W) in place; afterwards W is read again from the file, so it is what it was to the bit
+    W <- Q(W) in place; afterwards W is read again from the file, so it is what it was to the bit (of a file that is
+    packed already, W is what its codes stand for, and a copy is kept)
 The grid must be the one that ships: a deletion can hold on every grid but one.
 
 Source: Zhang et al. 2024, arXiv:2410.16454.  Checked against: bit-equal weights afterwards, `fake_quantize` by hand.
@@ -63,16 +64,18 @@ class QuantizedWeights:
         try:
             check_quantizable(folder)
             linears = decoder_linears(model)
-            stored = {name: stored_name(folder, f"{name}.weight") for name in linears}
+            stored = {} if folder.is_packed else {name: stored_name(folder, f"{name}.weight") for name in linears}
         except BadInput as error:
             raise NotMeasured(str(error)) from error
+        # A packed file has no weight to read again.
+        kept = {name: _copy(module) for name, module in linears.items() if folder.is_packed}
         try:
             for name, module in linears.items():
                 _round(name, module, self.grid)
             yield
         finally:
             for name, module in linears.items():
-                _set(module, read_tensor(folder, stored[name]))
+                _set(module, kept[name] if folder.is_packed else read_tensor(folder, stored[name]))
 
 
 def _round(name: str, module: Any, grid: Grid | CodebookGrid) -> None:
@@ -86,3 +89,8 @@ def _round(name: str, module: Any, grid: Grid | CodebookGrid) -> None:
 @torch.no_grad()
 def _set(module: Any, weight: torch.Tensor) -> None:
     module.weight.copy_(weight.to(module.weight.dtype))
+
+
+def _copy(module: Any) -> torch.Tensor:
+    copy: torch.Tensor = module.weight.detach().clone()
+    return copy

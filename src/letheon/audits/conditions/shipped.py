@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from letheon.errors import NotMeasured
-from letheon.models import ModelFolder, load_model
+from letheon.models import ModelFolder
+from letheon.quantization.reading import load_any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,8 @@ class Shipped:
     """Settings: which folder ships."""
 
     path: Path = field(default_factory=Path)
-    """A dense model folder made from the audited one, such as that of `letheon quantize`."""
+    """A folder made from the audited one, dense or of any low-bit format that is read, such as that of
+    `letheon quantize`."""
 
     @property
     def provenance(self) -> str:
@@ -39,7 +41,7 @@ class Shipped:
         Raises:
             NotMeasured: the shipped folder holds another architecture, or the same one configured otherwise.
         """
-        shipped = load_model(self.path, device=str(model.device))
+        shipped = load_any(self.path, device=str(model.device))
         if differing := _differing(model.config.to_dict(), shipped.config.to_dict()):
             raise NotMeasured(f"{self.path} is not the same architecture: its config.json has another {differing[0]}")
         kept = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

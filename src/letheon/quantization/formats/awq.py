@@ -47,6 +47,10 @@ class AWQFormat:
 
     quant_method: ClassVar[str] = "awq"
 
+    def scale_dtype(self, folder: ModelFolder) -> str:
+        """What the file of a model stores scales as."""
+        return "float16"
+
     def check(self, plan: Plan) -> None:
         """Raise BadInput for what the file cannot hold, before anything is solved."""
         _LIMITS.check(plan)

@@ -62,6 +62,10 @@ class CompressedTensors:
 
     quant_method: ClassVar[str] = "compressed-tensors"
 
+    def scale_dtype(self, folder: ModelFolder) -> str:
+        """What the file of a model stores scales as."""
+        return folder.dtype
+
     def check(self, plan: Plan) -> None:
         """Raise BadInput for what the file cannot hold, before anything is solved."""
         _limits(plan.original.dtype).check(plan)

@@ -86,6 +86,10 @@ class GGUFFormat:
 
     quant_method: ClassVar[str] = "gguf"
 
+    def scale_dtype(self, folder: ModelFolder) -> str:
+        """What the file of a model stores scales as."""
+        return "float16"
+
     def check(self, plan: Plan) -> None:
         """Raise BadInput for what the file cannot hold, before anything is solved."""
         found = uncovered(plan.original.config)

@@ -61,6 +61,10 @@ class GPTQFormat:
             f"gptq has no checkpoint {self.checkpoint!r}. Use {' or '.join(_CHECKPOINTS)}",
         )
 
+    def scale_dtype(self, folder: ModelFolder) -> str:
+        """What the file of a model stores scales as."""
+        return "float16"
+
     def check(self, plan: Plan) -> None:
         """Raise BadInput for what the file cannot hold, before anything is solved."""
         _LIMITS.check(plan)

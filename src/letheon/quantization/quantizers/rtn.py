@@ -31,6 +31,8 @@ class RTN:
     """Convention of step and codes: sym (restricted), sym_clipped, sym_centred (GPTQ files) or asym."""
     clip: Literal["absmax", "mse"] = "absmax"
     """absmax covers the largest weight; mse searches a smaller range, usually better at 4 bits and fewer."""
+    scale_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """What the file stores scales as; they are rounded to it before any weight is."""
     levels: Literal["uniform", "fp4", "nf4"] = "uniform"
     """A uniform grid, or bitsandbytes' table of 16 values (64 weights a scale; the rest is then unused)."""
 
@@ -45,7 +47,7 @@ class RTN:
         """The grid these settings describe."""
         if self.levels != "uniform":
             return CodebookGrid(self.levels)
-        return Grid(bits=self.bits, group=self.group, scheme=self.scheme, clip=self.clip)
+        return Grid(bits=self.bits, group=self.group, scheme=self.scheme, clip=self.clip, scale_dtype=self.scale_dtype)
 
     def quantize_layer(self, weight: Float[Tensor, "rows columns"], statistics: object = None) -> Quantized:
         """One layer's weights, (out, in), as codes and scales. `statistics` is not used.

@@ -1,0 +1,120 @@
+"""What `letheon quantize` will need, before a weight is loaded.
+
+The streams of hidden states and the blocks they go through are the real code on tensors without values; blocks are
+alike, so one is run. A solver's own arithmetic depends on values: here it is the tensors that it holds, the moments of
+one input in float64 and their factors, and as many operations as these take.
+
+Source: this project.  Checked against: the measured peak of real runs, with and without calibration text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from letheon.models import DTYPES, as_matrix
+from letheon.numerics.grids import quantize
+from letheon.quantization.architectures import BlockLayout, ModelLayout, model_layout
+from letheon.quantization.block_walk import TOKENS_AT_ONCE
+from letheon.quantization.pipeline import Request
+from letheon.quantization.plain_rounding import round_layers
+from letheon.quantization.saving import SHARD_BYTES
+from letheon.quantization.streams import Batch, first_batches, heard, mean_loss, through
+from letheon.recipes.estimates import Estimate, by_part, time_of
+from letheon.recipes.rehearsal import Rehearsal, Work
+
+_FACTORS = 4
+"""Matrices (inputs, inputs) of float64 that a solver holds at once: moments, their factor, its inverse, a product."""
+
+
+@torch.no_grad()
+def of_quantize(request: Request) -> Estimate:
+    """From what the checks of the verb found."""
+    device, calibration = request.device, request.calibration()
+    with Rehearsal(device) as rehearsal:
+        model = rehearsal.model(request.folder, "float32" if device == "cpu" else "stored")
+        layout = model_layout(model)
+        rehearsal.start_counting()
+        work, extra = Work(), 0.0
+        if calibration is None:
+            for block in layout.blocks:  # its codes stand until it is written down
+                layers = round_layers(((name, model.get_submodule(name)) for name in block.linears), request.quantizer)
+                del layers
+            work = rehearsal.work
+        else:
+            ids = torch.zeros(calibration.ids.shape, dtype=torch.long)
+            work, extra = _walk(rehearsal, model, layout, request, ids)
+        _write(model, request)
+    rows = 1 if calibration is None else min(TOKENS_AT_ONCE, calibration.tokens)
+    return Estimate(by_part(rehearsal), time_of(work + Work(operations=extra), rows, model, device))
+
+
+def _walk(rehearsal: Rehearsal, model: Any, layout: ModelLayout, request: Request, ids: Tensor) -> tuple[Work, float]:
+    """One block for all of them: work of the passes, and operations of the solver."""
+    device, block = request.device, layout.blocks[0]
+    size = max(1, TOKENS_AT_ONCE // ids.shape[1])
+    now = first_batches(model, layout, ids, size=size, device=device)
+    rehearsal.start_counting()
+    originals: list[dict[str, Tensor]] = []
+    if "drift" in request.quantizer.needs:
+        first = [group[0] for group in block.groups]
+        originals = [
+            {name: each.cpu() for name, each in heard(model, block, batch, first, device=device).items()}
+            for batch in now
+        ]
+    before = [through(model, block, batch, device=device) for batch in now]
+    solved = sum(_solve(model, block, group, now, request, device) for group in block.groups)
+    originals.clear()
+    now = [through(model, block, batch, device=device) for batch in now]
+    count = len(layout.blocks)
+    work = rehearsal.work * count
+    rehearsal.start_counting()
+    for stream in (before, now):
+        mean_loss(model, layout, stream[:1], ids[: len(stream[0].hidden)], device=device)
+    return work + rehearsal.work * len(now), solved * count
+
+
+def _solve(
+    model: Any, block: BlockLayout, group: tuple[str, ...], now: list[Batch], request: Request, device: str
+) -> float:
+    """Tensors of one solve; its operations."""
+    matrices = [as_matrix(module, module.weight) for module in map(model.get_submodule, group)]
+    inputs = matrices[0].shape[1]
+    has_drift = "drift" in request.quantizer.needs
+    sums = torch.zeros(2 if has_drift else 1, inputs, inputs, device=device)
+    for batch in now:
+        found = heard(model, block, batch, [group[0]], device=device)[group[0]].float()
+        sums[0].addmm_(found.T, found)
+        del found
+    means = sums / 2
+    weight = torch.cat(matrices).float()
+    if request.quantizer.needs:
+        factors = torch.empty(_FACTORS, inputs, inputs, dtype=torch.float64, device=device)
+        del factors
+    rounded = quantize(weight, request.quantizer.grid)
+    del rounded, means
+    return (3.0 * inputs**3 + weight.numel() * inputs) * 2 if request.quantizer.needs else 0.0
+
+
+def _write(model: Any, request: Request) -> None:
+    """A shard at a time: tensors in the dtype of the file, or as codes."""
+    stored = {name: DTYPES[one.dtype] for name, one in request.folder.tensors.items() if one.dtype in DTYPES}
+    linears = {f"{name}.weight" for block in model_layout(model).blocks for name in block.linears}
+    is_dense = request.writer.quant_method == ""
+    shard: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        if name in linears:  # codes, and what they become before they are stored: values, or whole numbers to pack
+            codes = torch.empty(parameter.numel(), dtype=torch.int16)
+            becoming = codes.float() if is_dense else codes.long()
+            del codes, becoming
+        if name in linears and not is_dense:
+            bits = getattr(request.quantizer.grid, "bits", 4)
+            shard.append(torch.empty(-(-parameter.numel() * bits // 8), dtype=torch.uint8))
+        else:
+            dtype = getattr(torch, stored.get(name, request.folder.dtype))
+            shard.append(parameter.detach().cpu().to(dtype, copy=name in linears))
+            _ = torch.isfinite(shard[-1]).all()
+        if sum(tensor.nbytes for tensor in shard) > SHARD_BYTES:
+            shard.clear()
