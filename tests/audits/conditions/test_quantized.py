@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 from transformers import OPTConfig
 
+from letheon.audits.codes import code_figures
 from letheon.audits.conditions.quantized import QuantizedWeights
 from letheon.errors import BadInput, NotMeasured
 from letheon.models import decoder_linears, inspect_model, load_model, stored_name
 from letheon.numerics.grids import CodebookGrid, Grid, fake_quantize
+from letheon.quantization.pipeline import quantize
+from letheon.quantization.reading import inspect_any, load_any
+from letheon.runs.progress import Progress
 from tests.architectures.models import ARCHITECTURES, LINEARS_PER_BLOCK, make_from, make_model, save_model_folder, saved
 from tests.toys import bits
 
@@ -155,3 +159,16 @@ def test_a_grid_that_does_not_exist_is_refused() -> None:
     for settings in ({"bits": 9}, {"group": 0}, {"bits": 1}):
         with pytest.raises(BadInput):
             QuantizedWeights(**settings)
+
+
+def test_a_packed_file_is_rounded_from_what_its_codes_stand_for_and_put_back(tmp_path: Path) -> None:
+    made = quantize(saved("llama"), out=tmp_path, progress=Progress(quiet=True)).folder
+    folder, model = inspect_any(made), load_any(made)
+    assert folder.is_packed and not inspect_model(saved("llama")).is_packed
+    before = {name: bits(tensor) for name, tensor in model.state_dict().items()}
+    weight = model.model.layers[0].mlp.up_proj.weight.detach().clone()
+    with QuantizedWeights(bits=2).applied(model, folder):
+        assert torch.equal(model.model.layers[0].mlp.up_proj.weight, fake_quantize(weight, Grid(bits=2)))
+    assert {name: bits(tensor) for name, tensor in model.state_dict().items()} == before
+    figures = code_figures(model, inspect_model(saved("llama")), folder, {"int4": Grid(bits=4)})["int4"]
+    assert figures["code_match"] == 1.0, "the packed model is the original on this grid"

@@ -1,0 +1,201 @@
+"""`letheon quantize` with calibration text, from request to folder: what is told, kept, refused and taken up again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from letheon.errors import BadInput, CannotFinish
+from letheon.quantization import block_walk
+from letheon.quantization.factors import NotPositiveDefinite
+from letheon.quantization.pipeline import QuantizeResult
+from letheon.quantization.pipeline import quantize as quantize_loudly
+from letheon.quantization.reading import load_any
+from letheon.runs.progress import Progress
+from letheon.runs.record import RunFolder
+from tests.architectures.models import make_model, save_model_folder, saved
+from tests.toys import llama, write_lines
+
+QUIET = Progress(quiet=True)
+IDS = torch.arange(2, 22).reshape(2, 10)
+SETTINGS: dict[str, Any] = {"sequences": 6, "sequence_length": 16}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    places = ("the sea", "a river", "the old mill", "the market")
+    lines = [{"text": f"Number {count} stands by {places[count % 4]} and waits."} for count in range(40)]
+    return write_lines(tmp_path_factory.mktemp("text") / "text.jsonl", lines)
+
+
+def quantize(model: Path, text: Path, **settings: Any) -> QuantizeResult:
+    return quantize_loudly(model, calibration_data=text, progress=QUIET, **{**SETTINGS, **settings})
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.as_tensor(model(input_ids=IDS).logits)
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "gptaq", "rescomp", "refit", "rtn"])
+def test_every_solver_goes_through_and_says_what_was_lost(method: str, text: Path, tmp_path: Path) -> None:
+    found = quantize(saved("llama_grouped"), text, method={"name": method, "bits": 3, "group": 16}, out=tmp_path)
+    assert set(found.layers) == set(found.outputs) and len(found.layers) == 14 and not found.fallen_back
+    assert all(1e-4 < loss < 0.3 for loss in (*found.layers.values(), *found.outputs.values()))
+    assert found.loss_before is not None and found.loss_after is not None and found.loss_before != found.loss_after
+    (entry,) = RunFolder.open(tmp_path).record().stages
+    assert entry.notes["losses"] == {"before": found.loss_before, "after": found.loss_after}
+    assert set(entry.notes["blocks"]) == {"model.layers.0", "model.layers.1"}
+    assert entry.settings["sequences"] == 6 and entry.inputs["calibration_data"] is not None
+    assert not (tmp_path / "1-quantize" / "blocks").exists() and method in (found.folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("layout", ["compressed_tensors", "gptq", "dense"])
+def test_formats_hold_the_same_model(layout: str, dtype: torch.dtype, text: Path, tmp_path: Path) -> None:
+    """Of one solution with scales that each file can hold. A bfloat16 file is read as it is loaded: code times scale
+    is rounded to bfloat16 once more."""
+    source = save_model_folder(llama(intermediate_size=64), tmp_path / "model", dtype=dtype)
+    scales = "bfloat16" if dtype == torch.bfloat16 else "float16"
+    method = {"name": "gptq", "bits": 4, "group": 16, "scheme": "sym", "scale_dtype": scales}
+    if layout == "gptq" and scales == "bfloat16":
+        with pytest.raises(BadInput, match="stores scales as float16 here, and the grid has them in bfloat16"):
+            quantize(source, text, method=method, format=layout, out=tmp_path / "run")
+        return
+    wanted = load_any(
+        quantize(source, text, method=method, format={"name": "dense", "dtype": "float32"}, out=tmp_path / "one").folder
+    )
+    made = quantize(source, text, method=method, format=layout, out=tmp_path / "run").folder
+    found = load_any(made)
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 0.0
+    torch.testing.assert_close(logits(found), logits(wanted), rtol=tolerance, atol=tolerance)
+    assert not torch.allclose(logits(found), logits(load_any(source)), rtol=1e-3, atol=1e-3)
+    if layout == "compressed_tensors" and dtype == torch.float32:
+        theirs = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32).eval()
+        torch.testing.assert_close(logits(theirs), logits(wanted), rtol=1e-5, atol=1e-5)
+
+
+def killed_after(blocks: int, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """The walk is stopped when it begins one block more."""
+    real, seen = block_walk._round_block, []
+
+    def stop(*given: Any) -> Any:
+        if len(seen) == blocks:
+            raise KeyboardInterrupt
+        seen.append(given)
+        return real(*given)
+
+    monkeypatch.setattr(block_walk, "_round_block", stop)
+    return stop
+
+
+@pytest.mark.parametrize("method", ["gptaq", "awq"])
+def test_killed_in_a_block_and_started_again_it_makes_the_same_files(
+    method: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = quantize(saved("qwen2"), text, method=method, out=tmp_path / "straight")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        killed_after(1, patch)
+        quantize(saved("qwen2"), text, method=method, out=tmp_path / "killed")
+    with monkeypatch.context() as patch:
+        patch.setattr(block_walk, "_round_block", _only("model.layers.1"))
+        again = quantize(saved("qwen2"), text, method=method, out=tmp_path / "killed")
+    assert (again.layers, again.outputs, again.loss_after) == (straight.layers, straight.outputs, straight.loss_after)
+    for file in sorted(straight.folder.iterdir()):
+        assert (again.folder / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def _only(name: str) -> Callable[..., Any]:
+    real = block_walk._round_block
+
+    def check(asked: Any, block: Any, *rest: Any) -> Any:
+        assert block.name == name, "a block that was kept is made again"
+        return real(asked, block, *rest)
+
+    return check
+
+
+def test_other_text_in_the_same_run_is_refused(text: Path, tmp_path: Path) -> None:
+    quantize(saved("llama"), text, method="gptq", out=tmp_path / "run")
+    other = write_lines(tmp_path / "other.jsonl", [{"text": "Quite another text. " * 40}])
+    with pytest.raises(BadInput, match="input 'calibration_data' changed"):
+        quantize(saved("llama"), other, method="gptq", out=tmp_path / "run")
+    with pytest.raises(BadInput, match="sequences: 6 -> 5"):
+        quantize(saved("llama"), text, method="gptq", sequences=5, out=tmp_path / "run")
+
+
+def test_a_solver_without_text_is_refused_before_anything_begins(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="quantizer 'gptq' looks at what the layers hear, so it needs calibration text"):
+        quantize_loudly(saved("llama"), method="gptq", out=tmp_path / "run", progress=QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_little_text_is_refused_before_anything_begins(tmp_path: Path) -> None:
+    few = write_lines(tmp_path / "few.jsonl", [{"text": "Short."}])
+    with pytest.raises(BadInput, match=r"fewer than one sequence of 16\. Give more text"):
+        quantize(saved("llama"), few, method="gptq", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("gpt2", {"method": "gptq"}, r"stored as \(in, out\), which no file of format compressed_tensors can say"),
+        ("llama", {"method": {"name": "gptq", "bits": 5}, "format": "gptq"}, "no layout for 5 bits"),
+        ("llama", {"method": {"name": "gptq", "group": 24}}, "a group of 24 does not divide the 32 inputs"),
+        (
+            "llama",
+            {"method": {"name": "gptq", "group": 16, "act_order": "dynamic"}},
+            "no place for groups of inputs that do not lie side by side",
+        ),
+        ("llama", {"method": "gptq", "sequence_length": 1}, "sequence_length must be 2 or more, got 1"),
+        ("llama", {"method": "gptq", "sequences": 0}, "sequences must be 1 or more, got 0"),
+    ],
+)
+def test_what_does_not_go_is_refused_before_anything_begins(
+    name: str, settings: dict[str, Any], said: str, text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match=said):
+        quantize(saved(name), text, out=tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def _unsolvable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: Any, **settings: Any) -> Any:
+        raise NotPositiveDefinite("no damping up to 1 makes its moments usable")
+
+    monkeypatch.setattr("letheon.quantization.quantizers.gptq.factorize", refuse)
+
+
+def test_a_layer_that_cannot_be_solved_stops_the_run_by_name_and_may_be_rounded_if_asked(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _unsolvable(monkeypatch)
+    with pytest.raises(CannotFinish, match=r"layer model\.layers\.0\.self_attn\.q_proj .*--allow-rtn-fallback"):
+        quantize(saved("llama"), text, method="gptq", out=tmp_path / "run")
+    assert not (tmp_path / "run" / "1-quantize").exists()
+    made = quantize(saved("llama"), text, method="gptq", allow_rtn_fallback=True, out=tmp_path / "other")
+    assert len(made.fallen_back) == 14
+    (warning,) = RunFolder.open(tmp_path / "other").record().stages[0].warnings
+    assert warning.startswith("14 layers could not be solved and were rounded to the nearest values: model.layers.0")
+    assert "14 layers could not be solved" in (made.folder / "README.md").read_text()
+
+
+def test_scales_are_as_the_file_stores_them_unless_somebody_says_otherwise(text: Path, tmp_path: Path) -> None:
+    source = save_model_folder(make_model("llama"), tmp_path / "model", dtype=torch.bfloat16)
+    made = quantize(source, text, method="gptq", out=tmp_path / "run").folder
+    stored = load_file(made / "model.safetensors")["model.layers.0.mlp.up_proj.weight_scale"]
+    assert stored.dtype == torch.bfloat16
+    settings = RunFolder.open(tmp_path / "run").record().stages[0].settings
+    assert settings["method"]["scale_dtype"] == "bfloat16"
+    with pytest.raises(BadInput, match="stores scales as bfloat16 here, and the grid has them in float32"):
+        quantize(source, text, method={"name": "gptq", "scale_dtype": "float32"}, out=tmp_path / "other")
+    config = json.loads((made / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "compressed-tensors"
