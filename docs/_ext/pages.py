@@ -23,6 +23,8 @@ HEADINGS = {
     "scope": ("Scopes", "Which weights may move (`--scope`)."),
     "rate": ("Rates", "How the learning rate changes over a run (`--rate`)."),
     "quantizer": ("Quantizers", "How a layer's weights are rounded (`letheon quantize --method`)."),
+    "rotation": ("Rotations", "In which basis weights are rounded. Not yet a choice of `letheon quantize`."),
+    "format": ("Formats", "What a low-bit model is written as, and who opens it (`letheon quantize --format`)."),
     "probe": ("Probes", "The columns of an audit: what the model is asked."),
     "condition": ("Conditions", "The rows of an audit: what is done to the model before it is asked."),
 }
