@@ -152,6 +152,11 @@ def test_too_little_text_is_refused_before_anything_begins(tmp_path: Path) -> No
         ("llama", {"method": {"name": "gptq", "group": 24}}, "a group of 24 does not divide the 32 inputs"),
         (
             "llama",
+            {"method": {"name": "gptq", "group": 24, "bits": 3}, "format": "awq"},
+            r"a group of 24 does not divide the 32 inputs[\s\S]*format awq has no layout for 3 bits",
+        ),
+        (
+            "llama",
             {"method": {"name": "gptq", "group": 16, "act_order": "dynamic"}},
             "no place for groups of inputs that do not lie side by side",
         ),
@@ -199,3 +204,13 @@ def test_scales_are_as_the_file_stores_them_unless_somebody_says_otherwise(text:
         quantize(source, text, method={"name": "gptq", "scale_dtype": "float32"}, out=tmp_path / "other")
     config = json.loads((made / "config.json").read_text())
     assert config["quantization_config"]["quant_method"] == "compressed-tensors"
+
+
+def test_groups_of_inputs_by_power_go_into_the_one_format_that_has_a_place_for_them(text: Path, tmp_path: Path) -> None:
+    source = save_model_folder(llama(intermediate_size=64), tmp_path / "model")
+    method = {"name": "gptq", "bits": 4, "group": 16, "act_order": "dynamic"}
+    made = quantize(source, text, method=method, format="gptq", out=tmp_path / "run").folder
+    assert len(load_file(made / "model.safetensors")["model.layers.0.mlp.up_proj.g_idx"].unique()) == 2
+    found = load_any(made)
+    assert torch.allclose(logits(found), logits(load_any(source)), rtol=0.3, atol=0.3)
+    assert (made / "model.safetensors").stat().st_mode == (made / "config.json").stat().st_mode

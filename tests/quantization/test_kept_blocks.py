@@ -33,7 +33,8 @@ def with_index(layer: Quantized) -> Quantized:
 
 
 def test_what_is_kept_comes_back_to_the_bit(tmp_path: Path) -> None:
-    made = {**layers(), "indexed": with_index(layers()["asym"])}
+    indexed = with_index(layers()["asym"])
+    made = {**layers(), "indexed": indexed, "sharing its index": indexed}
     others = {"norm.weight": torch.ones(16, dtype=torch.bfloat16), "q.bias": torch.randn(6)}
     keep_block(tmp_path / "deep" / "block.safetensors", KeptBlock(made, others, {"layers": {"row": {"weights": 0.1}}}))
     found = kept_block(tmp_path / "deep" / "block.safetensors")

@@ -157,7 +157,7 @@ def test_what_each_layer_lost_is_told_and_kept_in_the_record(tmp_path: Path) -> 
         "levels": "uniform",
     }  # fmt: skip
     card = (result.folder / "README.md").read_text()
-    assert "rtn" in card and "'bits': 4" in card and "dense" in card
+    assert "Quantized with letheon: rtn (bits 4, group row, scheme sym," in card and "written as dense" in card
 
 
 @pytest.mark.parametrize("method", [RTN(bits=3), {"name": "rtn", "bits": 3}, {"name": "rtn", "bits": "3"}])

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from letheon.errors import BadInput
 from letheon.numerics.grids import CodebookGrid, Grid
-from letheon.quantization.reading import load_low_bit, read_low_bit
+from letheon.quantization.reading import inspect_any, load_any, load_low_bit, read_low_bit
 from tests.architectures.models import ARCHITECTURES, saved
 from tests.quantization.low_bit import in_memory, low_bit_model, same_bits, tiny_llama, written
 
@@ -156,3 +156,15 @@ def test_weights_that_transformers_would_make_up_are_refused(folder: Path) -> No
     edit(folder, model_type="t5")
     with pytest.raises(BadInput, match="cannot open 't5' as a causal language model"):
         load_low_bit(folder)
+
+
+def test_a_gguf_beside_other_weights_is_not_asked_about(tmp_path: Path) -> None:
+    """By the folder's path the others would be opened, without a word."""
+    model = low_bit_model(tiny_llama(), HALF)
+    target = written("gguf", model, tmp_path / "out")
+    (file,) = target.glob("*.gguf")
+    assert inspect_any(file).tensors == inspect_any(target).tensors
+    assert same_bits(load_any(file).state_dict(), load_any(target).state_dict())
+    shutil.copy(tiny_llama() / "model.safetensors", target)
+    with pytest.raises(BadInput, match=r"other weights lie beside it.*Move it to a folder of its own"):
+        inspect_any(file)

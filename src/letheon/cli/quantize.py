@@ -21,7 +21,7 @@ app = verb_app(
     main=("device",),
     examples=(
         "letheon quantize runs/mine/1-forget --method rtn --bits 4",
-        "letheon quantize MODEL --method rtn --bits 4 --group 128 --clip mse --out runs/small",
+        "letheon quantize MODEL --method gptq --bits 4 --group 128 --calibration text.jsonl --out runs/small",
     ),
     done=_done,
     short_for="method",

@@ -42,7 +42,8 @@ def keep_block(path: Path, block: KeptBlock) -> None:
     said: dict[str, Any] = {}
     for name, layer in block.layers.items():
         parts = {"codes": layer.codes, "scale": layer.scale, "zero": layer.zero, "index": layer.group_index}
-        tensors |= {f"{part}/{name}": tensor for part, tensor in parts.items() if tensor is not None}
+        # Layers that were solved as one share an index; a file wants each tensor to have memory of its own.
+        tensors |= {f"{part}/{name}": tensor.clone() for part, tensor in parts.items() if tensor is not None}
         said[name] = {
             "grid": asdict(layer.grid),
             "is_table": isinstance(layer.grid, CodebookGrid),

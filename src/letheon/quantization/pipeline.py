@@ -270,7 +270,7 @@ def _check_layers(folder: ModelFolder, quantizer: Any, writer: Any) -> None:
         shapes[name] = rows, columns
     group = getattr(grid, "group", None)
     problems = _indivisible(shapes, group) if isinstance(group, int) and group >= 1 else []
-    if not problems and writer is not None:
+    if writer is not None:
         plan = Plan(
             original=folder,
             shapes=shapes,
@@ -278,7 +278,10 @@ def _check_layers(folder: ModelFolder, quantizer: Any, writer: Any) -> None:
             transposed=frozenset(name for name, module in linears.items() if type(module).__name__ == "Conv1D"),
             has_group_index=getattr(quantizer, "act_order", "") == "dynamic" and isinstance(group, int),
         )
-        writer.check(plan)
+        try:
+            writer.check(plan)
+        except BadInput as error:  # a group that does not divide is told once
+            problems += [fault for fault in error.problems if not (problems and "a group of" in fault)]
     if problems:
         raise BadInput(problems)
 
@@ -355,7 +358,8 @@ def _spread(losses: Mapping[str, float]) -> str:
 
 
 def _card(request: Request, found: Walked) -> str:
-    how = f"{describe(request.quantizer)}, written as {name_of(request.writer)}"
+    settings = ", ".join(f"{name} {value}" for name, value in describe(request.quantizer).items() if name != "name")
+    how = f"{name_of(request.quantizer)} ({settings}), written as {name_of(request.writer)}"
     fallen = (
         f"\n\n{len(found.fallen_back)} layers could not be solved and were rounded to the nearest values: "
         f"{', '.join(found.fallen_back)}.\n"

@@ -69,7 +69,13 @@ def read_low_bit(path: Path, *, role: str = "MODEL") -> LowBitFile:
 
 def inspect_any(path: Path, *, role: str = "MODEL") -> ModelFolder:
     """Look at a model, low-bit or not, without loading it. Raises what `inspect_model` or `read_low_bit` refuses."""
-    found = read_low_bit(path, role=role) if Path(path).exists() else None
+    path = Path(path)
+    found = read_low_bit(path, role=role) if path.exists() else None
+    if found is not None and path.is_file() and _gguf_file(path.parent, role) != path:
+        raise BadInput(
+            f"{role} {path}: other weights lie beside it, and it has to be clear which are asked. Move it to a folder "
+            "of its own"
+        )
     return inspect_model(path, role=role) if found is None or found.format == "dense" else found.folder
 
 

@@ -106,7 +106,7 @@ def mean_loss(
     model: Any, layout: ModelLayout, batches: Sequence[Batch], ids: Int64[Tensor, "sequences length"], *, device: str
 ) -> float:
     """Mean next-token loss, nats a token, of hidden states that have left the last block."""
-    norm, head = model.get_submodule(layout.final_norm).to(device), model.get_output_embeddings().to(device)
+    norm, head = on(model.get_submodule(layout.final_norm), device), on(model.get_output_embeddings(), device)
     total, place = 0.0, 0
     for batch in batches:
         for hidden, tokens in zip(batch.hidden, ids[place : place + len(batch.hidden)], strict=True):
@@ -131,5 +131,14 @@ def _outside_on(model: Any, layout: ModelLayout, device: str) -> Iterator[None]:
         if name not in blocks and not name.startswith(prefixes) and name != layout.head and not list(module.children())
     ]
     for module in outside:
-        module.to(device)
+        on(module, device)
     yield
+
+
+def on(module: nn.Module, device: str) -> nn.Module:
+    """The module on a device; untouched where it is there already (tensors without values cannot be moved)."""
+    there = [*module.parameters(), *module.buffers()]
+    wanted = torch.device(device)
+    if any(tensor.device.type != wanted.type or wanted.index not in (None, tensor.device.index) for tensor in there):
+        module.to(device)
+    return module
