@@ -142,6 +142,11 @@ def read_folder(path: Path, *, role: str = "MODEL", allow_quantized: bool = Fals
     if not isinstance(config, dict) or "model_type" not in config:
         raise BadInput(f"{role} {path / 'config.json'}: no 'model_type', so the architecture is unknown")
     problems = _code_problems(path, config, role)
+    if _stays_rotated(config):
+        problems.append(
+            f"{role} {path}: was rotated, and a part of the rotation stays in its forward pass (letheon_rotation in "
+            "config.json): its weights alone are another model. Give the folder it was made from"
+        )
     if config.get("quantization_config") and not allow_quantized:
         problems.append(f"{role} {path}: is already quantized. Give the full-precision folder it was made from")
     tensors: dict[str, StoredTensor] = {}
@@ -160,6 +165,13 @@ def read_folder(path: Path, *, role: str = "MODEL", allow_quantized: bool = Fals
     if problems:
         raise BadInput(problems)
     return ModelFolder(path=path, config=config, tensors=tensors)
+
+
+def _stays_rotated(config: Mapping[str, Any]) -> bool:
+    """Whether a rotation has left a transform in the forward pass, which the weights alone do not have."""
+    marker = config.get("letheon_rotation")
+    online = marker.get("online") if isinstance(marker, dict) else None
+    return marker is not None and (not isinstance(online, dict) or any(online.values()))
 
 
 def _code_problems(path: Path, config: Mapping[str, Any], role: str) -> list[str]:

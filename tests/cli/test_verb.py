@@ -28,6 +28,7 @@ class Made:
     folder: Path
     steps: int = 3
     reason: str = "done"
+    fallen_back: tuple[str, ...] = ()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config
 
+from letheon.data.records import read_records
 from letheon.errors import BadInput, CannotFinish
 from letheon.quantization import block_walk
+from letheon.quantization.calibrate import make_calibration
 from letheon.quantization.factors import NotPositiveDefinite
 from letheon.quantization.pipeline import QuantizeResult
 from letheon.quantization.pipeline import quantize as quantize_loudly
 from letheon.quantization.reading import load_any
 from letheon.runs.progress import Progress
 from letheon.runs.record import RunFolder
-from tests.architectures.models import make_model, save_model_folder, saved
-from tests.toys import llama, write_lines
+from tests.architectures.models import ARCHITECTURES, make_from, make_model, save_model_folder, saved
+from tests.toys import llama, tokenizer, write_lines
 
 QUIET = Progress(quiet=True)
 IDS = torch.arange(2, 22).reshape(2, 10)
@@ -44,6 +47,23 @@ def logits(model: Any) -> torch.Tensor:
         return torch.as_tensor(model(input_ids=IDS).logits)
 
 
+def loss_on(model: Any, text: Path) -> float:
+    """Of the same sequences, by the model as it was loaded."""
+    data = read_records(text, role="calibration")
+    ids = make_calibration(data, tokenizer(), sequences=6, length=16, seed=0).ids
+    with torch.no_grad():
+        return float(model(input_ids=ids, labels=ids).loss)
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "gemma", "gpt_neox", "qwen2"])
+@pytest.mark.parametrize("method", ["awq", "gptaq"])
+def test_what_was_measured_is_what_a_bfloat16_file_holds(name: str, method: str, text: Path, tmp_path: Path) -> None:
+    """Norms that were scaled and layers that were rounded, as they are loaded: no digit is lost after the measuring."""
+    source = save_model_folder(make_model(name), tmp_path / "model", dtype=torch.bfloat16)
+    made = quantize(source, text, method={"name": method, "bits": 4}, out=tmp_path / "run")
+    assert made.loss_after == pytest.approx(loss_on(load_any(made.folder), text), rel=1e-6)
+
+
 @pytest.mark.parametrize("method", ["awq", "gptq", "gptaq", "rescomp", "refit", "rtn"])
 def test_every_solver_goes_through_and_says_what_was_lost(method: str, text: Path, tmp_path: Path) -> None:
     found = quantize(saved("llama_grouped"), text, method={"name": method, "bits": 3, "group": 16}, out=tmp_path)
@@ -60,8 +80,7 @@ def test_every_solver_goes_through_and_says_what_was_lost(method: str, text: Pat
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("layout", ["compressed_tensors", "gptq", "dense"])
 def test_formats_hold_the_same_model(layout: str, dtype: torch.dtype, text: Path, tmp_path: Path) -> None:
-    """Of one solution with scales that each file can hold. A bfloat16 file is read as it is loaded: code times scale
-    is rounded to bfloat16 once more."""
+    """Of one solution with scales that each file can hold, and the losses are those of the file."""
     source = save_model_folder(llama(intermediate_size=64), tmp_path / "model", dtype=dtype)
     scales = "bfloat16" if dtype == torch.bfloat16 else "float16"
     method = {"name": "gptq", "bits": 4, "group": 16, "scheme": "sym", "scale_dtype": scales}
@@ -69,17 +88,18 @@ def test_formats_hold_the_same_model(layout: str, dtype: torch.dtype, text: Path
         with pytest.raises(BadInput, match="stores scales as float16 here, and the grid has them in bfloat16"):
             quantize(source, text, method=method, format=layout, out=tmp_path / "run")
         return
-    wanted = load_any(
-        quantize(source, text, method=method, format={"name": "dense", "dtype": "float32"}, out=tmp_path / "one").folder
-    )
-    made = quantize(source, text, method=method, format=layout, out=tmp_path / "run").folder
-    found = load_any(made)
-    tolerance = 2e-2 if dtype == torch.bfloat16 else 0.0
-    torch.testing.assert_close(logits(found), logits(wanted), rtol=tolerance, atol=tolerance)
+    result = quantize(source, text, method=method, format=layout, out=tmp_path / "run")
+    made, found = result.folder, load_any(result.folder)
+    if dtype == torch.float32:
+        other = quantize(
+            source, text, method=method, format={"name": "dense", "dtype": "float32"}, out=tmp_path / "one"
+        )
+        assert torch.equal(logits(found), logits(load_any(other.folder)))
     assert not torch.allclose(logits(found), logits(load_any(source)), rtol=1e-3, atol=1e-3)
+    assert result.loss_after == pytest.approx(loss_on(found, text), rel=1e-5)
     if layout == "compressed_tensors" and dtype == torch.float32:
         theirs = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32).eval()
-        torch.testing.assert_close(logits(theirs), logits(wanted), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(logits(theirs), logits(found), rtol=1e-5, atol=1e-5)
 
 
 def killed_after(blocks: int, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
@@ -186,11 +206,13 @@ def test_a_layer_that_cannot_be_solved_stops_the_run_by_name_and_may_be_rounded_
     with pytest.raises(CannotFinish, match=r"layer model\.layers\.0\.self_attn\.q_proj .*--allow-rtn-fallback"):
         quantize(saved("llama"), text, method="gptq", out=tmp_path / "run")
     assert not (tmp_path / "run" / "1-quantize").exists()
-    made = quantize(saved("llama"), text, method="gptq", allow_rtn_fallback=True, out=tmp_path / "other")
+    made = quantize(saved("llama"), text, method="gptq", allow_rtn_fallback=True, out=tmp_path / "run")
     assert len(made.fallen_back) == 14
-    (warning,) = RunFolder.open(tmp_path / "other").record().stages[0].warnings
+    (warning,) = RunFolder.open(tmp_path / "run").record().stages[0].warnings
     assert warning.startswith("14 layers could not be solved and were rounded to the nearest values: model.layers.0")
     assert "14 layers could not be solved" in (made.folder / "README.md").read_text()
+    with pytest.raises(BadInput, match="was made with --allow-rtn-fallback, and 14 of its layers are rounded"):
+        quantize(saved("llama"), text, method="gptq", out=tmp_path / "run")
 
 
 def test_scales_are_as_the_file_stores_them_unless_somebody_says_otherwise(text: Path, tmp_path: Path) -> None:
@@ -214,3 +236,57 @@ def test_groups_of_inputs_by_power_go_into_the_one_format_that_has_a_place_for_t
     found = load_any(made)
     assert torch.allclose(logits(found), logits(load_any(source)), rtol=0.3, atol=0.3)
     assert (made / "model.safetensors").stat().st_mode == (made / "config.json").stat().st_mode
+
+
+def test_a_file_of_ones_own_is_an_input(text: Path, tmp_path: Path) -> None:
+    """What was rounded by its code before is not taken for what its code does now."""
+    own = tmp_path / "own.py"
+    source = Path("src/letheon/quantization/quantizers/rtn.py").read_text(encoding="utf-8")
+    own.write_text(source, encoding="utf-8")
+    quantize(saved("llama"), text, method=str(own), out=tmp_path / "run")
+    own.write_text(source + "\n# changed\n", encoding="utf-8")
+    with pytest.raises(BadInput, match="input 'method_code' changed"):
+        quantize(saved("llama"), text, method=str(own), out=tmp_path / "run")
+
+
+def test_tables_go_through_with_text(text: Path, tmp_path: Path) -> None:
+    """Their blocks run over the ends of rows, so layers that read one input are not one matrix."""
+    method = {"name": "rtn", "levels": "nf4"}
+    with_text = quantize(saved("llama_grouped"), text, method=method, format="bitsandbytes", out=tmp_path / "text")
+    plain = quantize_loudly(
+        saved("llama_grouped"), method=method, format="bitsandbytes", out=tmp_path / "plain", progress=QUIET
+    )
+    assert with_text.layers == pytest.approx(plain.layers, rel=1e-6)
+    assert (with_text.folder / "model.safetensors").read_bytes() == (plain.folder / "model.safetensors").read_bytes()
+
+
+def test_blocks_of_several_kinds_are_not_taken_for_one_kind(text: Path, tmp_path: Path) -> None:
+    kinds = ["full_attention", "sliding_attention"]
+    config = Qwen2Config(
+        **{**ARCHITECTURES["qwen2"]().to_dict(), "use_sliding_window": True, "sliding_window": 8, "layer_types": kinds}
+    )
+    source = save_model_folder(make_from(config), tmp_path / "model")
+    assert len(set(json.loads((source / "config.json").read_text())["layer_types"])) == 2
+    with pytest.raises(BadInput, match=r"blocks are of several kinds \(full_attention, sliding_attention\)"):
+        quantize(source, text, method="gptq", out=tmp_path / "run")
+
+
+def test_few_tokens_are_told(text: Path, tmp_path: Path) -> None:
+    quantize(saved("llama"), text, method="gptq", sequences=1, out=tmp_path / "run")
+    (warning,) = RunFolder.open(tmp_path / "run").record().stages[0].warnings
+    assert "16 tokens of calibration text are fewer than the 48 inputs of the widest layer" in warning
+
+
+def test_a_model_that_stays_rotated_is_no_plain_model(text: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(saved("llama"), tmp_path / "model"))
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(
+        json.dumps({**config, "letheon_rotation": {"online": {"keys": [], "down": [1]}}})
+    )
+    for look in (lambda: load_any(source), lambda: quantize(source, text, method="gptq", out=tmp_path / "run")):
+        with pytest.raises(BadInput, match="a part of the rotation stays in its forward pass"):
+            look()
+    (source / "config.json").write_text(
+        json.dumps({**config, "letheon_rotation": {"online": {"keys": [], "down": []}}})
+    )
+    load_any(source)

@@ -226,7 +226,7 @@ def check_request(values: Mapping[str, Any]) -> Request:
     of_models, of_data = collect(lambda: compare_models(folders), lambda: compare_data(data, earlier))
     about = [file.path for file in (*earlier, data["forget"])]
     others = known.caveats({name: getattr(asked, name) for name in INPUTS}, about)
-    used, of_gate = _gate_units(wanted, known, data)
+    used, of_gate = _gate_units(folders["model"].path, known, data)
     warnings = [
         *(hint for file in (*data.values(), *earlier) for hint in file.hints),
         *of_models.warnings,
@@ -290,9 +290,9 @@ def _earlier_files(wanted: AuditSettings) -> dict[str, Path]:
     return found
 
 
-def _gate_units(wanted: AuditSettings, known: Known, data: Mapping[str, DataFile]) -> tuple[frozenset[str], list[str]]:
+def _gate_units(model: Path, known: Known, data: Mapping[str, DataFile]) -> tuple[frozenset[str], list[str]]:
     """The holdout units that a gate has seen, and what must be said of them."""
-    seen = known.gate_units | set(read_gate_units(wanted.model))
+    seen = known.gate_units | set(read_gate_units(model))
     if not seen or "holdout" not in data:
         return frozenset(), []
     units = data["holdout"].units
@@ -343,7 +343,9 @@ def _is_done(run: RunFolder) -> bool:
 def prepare(request: Request) -> tuple[Encoder, Plan]:
     """Everything that may be asked, as tokens. Raises BadInput: what cannot be encoded, or not for all models alike."""
     wanted, folders = request.wanted, request.folders
-    encoder = Encoder(load_tokenizer(wanted.model), max_length=folders["model"].window, template=wanted.template)
+    encoder = Encoder(
+        load_tokenizer(folders["model"].path), max_length=folders["model"].window, template=wanted.template
+    )
     collect(*(partial(_check_tokenizer, encoder, folders["model"], name, folder) for name, folder in folders.items()))
     plan = make_plan(
         request.protocol,

@@ -12,7 +12,13 @@ from letheon.cli.verb import verb_app
 def _done(result: Any, given: Mapping[str, Any]) -> Outcome:
     folder = quoted(result.folder)
     following = f"letheon audit {quoted(given['model'])} --shipped {folder}"
-    return Outcome(result, [f"quantized: {folder}"], next=following)
+    lines = [f"quantized: {folder}"]
+    if result.fallen_back:
+        lines.append(
+            f"{len(result.fallen_back)} of its layers could not be solved and are rounded to the nearest values: "
+            f"{', '.join(result.fallen_back)}"
+        )
+    return Outcome(result, lines, next=following)
 
 
 app = verb_app(

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from letheon.errors import BadInput, CannotFinish
 from letheon.models import as_matrix
-from letheon.numerics.grids import Quantized, dequantize, quantize
+from letheon.numerics.grids import CodebookGrid, Quantized, dequantize, quantize
 from letheon.quantization.architectures import BlockLayout, ModelLayout
 from letheon.quantization.factors import DampingRaised, NotPositiveDefinite, dead_inputs
 from letheon.quantization.kept_blocks import KeptBlock, keep_block, kept_block
@@ -51,6 +51,8 @@ class Walk:
     keep: Path
     """Folder for what is done."""
     device: str = "cpu"
+    stored: torch.dtype | None = None
+    """What a loader of the file makes of code times scale, and what norms are stored as; None: what the model has."""
     may_fall_back: bool = False
     """Round a layer that cannot be solved to the nearest values instead of stopping."""
     progress: Callable[[int, int, str], None] = lambda done, total, text: None
@@ -90,7 +92,7 @@ def walk(asked: Walk) -> Walked:
         if path.is_file():
             kept = kept_block(path)
             before = [through(asked.model, block, batch, device=asked.device) for batch in before]
-            put_in(asked.model, kept)
+            put_in(asked.model, kept, asked.stored)
         else:
             before, kept = _round_block(asked, block, before, now)
             keep_block(path, kept)
@@ -104,14 +106,20 @@ def walk(asked: Walk) -> Walked:
     return result
 
 
-def put_in(model: Any, kept: KeptBlock) -> None:
+def as_loaded(layer: Quantized, stored: torch.dtype | None) -> Tensor:
+    """The weights that a loader of the file makes of the codes: rounded to its dtype once more."""
+    weight = dequantize(layer)
+    return weight.to(stored or weight.dtype).to(weight.dtype)
+
+
+def put_in(model: Any, kept: KeptBlock, stored: torch.dtype | None = None) -> None:
     """Give a block of the model what it has become."""
     with torch.no_grad():
         for name, tensor in kept.others.items():
             model.get_parameter(name).copy_(tensor)
         for name, layer in kept.layers.items():
             module = model.get_submodule(name)
-            module.weight.copy_(as_matrix(module, dequantize(layer)))
+            module.weight.copy_(as_matrix(module, as_loaded(layer, stored)))
 
 
 def _round_block(
@@ -128,7 +136,7 @@ def _round_block(
     behind = [through(asked.model, block, batch, device=asked.device) for batch in before]
     uncut: Mapping[str, Tensor] = {}
     if hasattr(asked.quantizer, "prepare_block"):
-        uncut = asked.quantizer.prepare_block(asked.model, block, before, asked.device)
+        uncut = asked.quantizer.prepare_block(asked.model, block, before, asked.device, stored=asked.stored)
     layers: dict[str, Quantized] = {}
     figures: dict[str, Any] = {"layers": {}, "fallen_back": [], "warnings": []}
     for group in block.groups:
@@ -138,7 +146,7 @@ def _round_block(
         for name in group:
             module = asked.model.get_submodule(name)
             with torch.no_grad():
-                module.weight.copy_(as_matrix(module, dequantize(layers[name])))
+                module.weight.copy_(as_matrix(module, as_loaded(layers[name], asked.stored)))
     weights = {f"{name}.weight" for name in layers}
     prefix = f"{block.name}."
     others = {
@@ -174,7 +182,10 @@ def _solved(
         figures["warnings"].append(
             f"layer {group[0]}: {dead:.0%} of its inputs are 0 on the calibration text. Give more text, or other text"
         )
-    is_one_scale = getattr(asked.quantizer.grid, "group", "row") == "tensor"
+    grid = asked.quantizer.grid
+    is_one_scale = (
+        isinstance(grid, CodebookGrid) or grid.group == "tensor"
+    )  # a table's blocks run over the ends of rows
     parts = [[place] for place in range(len(group))] if is_one_scale else [list(range(len(group)))]
     for places in parts:
         names = [group[place] for place in places]
@@ -184,7 +195,7 @@ def _solved(
         for name, matrix in zip(names, (matrices[place] for place in places), strict=True):
             own = _rows(layer, row, row + len(matrix)) if len(names) > 1 else layer
             row += len(matrix)
-            yield name, own, _lost(uncut.get(name, matrix), dequantize(own), statistics)
+            yield name, own, _lost(uncut.get(name, matrix), as_loaded(own, asked.stored), statistics)
 
 
 def _solve(
@@ -210,7 +221,7 @@ def _solve(
 
 def _rows(layer: Quantized, begin: int, end: int) -> Quantized:
     """Some rows of a rounded matrix."""
-    is_off = layer.scale.shape[0] != layer.codes.shape[0]  # 16 bits: one scale, which stands for nothing
+    is_off = getattr(layer.grid, "bits", 0) == 16  # one scale, which stands for nothing
     scale, zero = (layer.scale, layer.zero) if is_off else (layer.scale[begin:end], layer.zero[begin:end])
     return replace(layer, codes=layer.codes[begin:end], scale=scale, zero=zero)
 

@@ -56,7 +56,7 @@ def make_calibration(data: DataFile, tokenizer: Any, *, sequences: int, length: 
             f"calibration set {data.path}: {len(stream)} tokens, fewer than one sequence of {length}. Give more text, "
             "or a smaller --sequence-length"
         )
-    if len(set(stream)) == 1:
+    if len(set(stream) - {tokenizer.eos_token_id}) == 1:
         raise BadInput(f"calibration set {data.path}: one token over and over says nothing. Give ordinary text")
     chosen = sorted(random.Random(seed).sample(range(count), min(count, sequences)))
     ids = torch.tensor([stream[place * length : (place + 1) * length] for place in chosen])

@@ -91,10 +91,17 @@ def best_scale(
 
 @torch.no_grad()
 def scale_pair(
-    model: Any, block: BlockLayout, pair: ScalePair, scale: Float[Tensor, " inputs"]
+    model: Any,
+    block: BlockLayout,
+    pair: ScalePair,
+    scale: Float[Tensor, " inputs"],
+    *,
+    stored: torch.dtype | None = None,
 ) -> Float[Tensor, " inputs"]:
     """Divide the producer's channels and multiply the consumers' columns, in place.
 
+    Args:
+        stored: what the file holds norms and biases as; None: what the model does.
     Returns:
         What they were divided by, float64: `scale` but for the last digits that the norm's dtype holds.
     """
@@ -102,13 +109,13 @@ def scale_pair(
     rows = torch.arange(len(factor)) if pair.part is None else block.rows(pair.part).reshape(-1)
     rows = rows.to(factor.device)
     if pair.producer in block.readers:
-        factor = _divide_gain(producer, block.norm_kind, factor)
+        factor = _divide_gain(producer, block.norm_kind, factor, stored)
     else:
         weight = as_matrix(producer, producer.weight)
         weight[rows] = (weight[rows].double() / factor[:, None]).to(weight.dtype)
     bias = getattr(producer, "bias", None)
     if bias is not None:
-        bias[rows] = (bias[rows].double() / factor).to(bias.dtype)
+        bias[rows] = (bias[rows].double() / factor).to(stored or bias.dtype).to(bias.dtype)
     for name in pair.consumers:
         consumer = model.get_submodule(name)
         weight = as_matrix(consumer, consumer.weight)
@@ -116,10 +123,12 @@ def scale_pair(
     return factor
 
 
-def _divide_gain(norm: nn.Module, kind: NormKind, factor: Tensor) -> Tensor:
+def _divide_gain(norm: nn.Module, kind: NormKind, factor: Tensor, stored: torch.dtype | None) -> Tensor:
     """Divide a norm's gains in place; what they were divided by. A gain that would be lost stays as it is."""
     before = _exact_gain(norm, kind)
     set_gain(norm, kind, before / factor)
+    weight: Tensor = norm.weight  # type: ignore[assignment]
+    weight.copy_(weight.to(stored or weight.dtype))
     after = _exact_gain(norm, kind)
     is_lost = after == 0
     set_gain(norm, kind, torch.where(is_lost, before, after))

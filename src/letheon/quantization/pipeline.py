@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from letheon.blueprint import make_blueprint
 from letheon.data.overlap import overlap
 from letheon.data.records import DataFile, read_records
@@ -37,9 +39,9 @@ from letheon.quantization.calibrate import Calibration, make_calibration
 from letheon.quantization.kernels.columns import kernel_for
 from letheon.quantization.limits import Plan
 from letheon.quantization.plain_rounding import round_plainly
-from letheon.runs.folder import replacing_folder
+from letheon.runs.folder import replacing_folder, sha256_file
 from letheon.runs.progress import Progress
-from letheon.runs.record import RunFolder, Stage, made_by
+from letheon.runs.record import RunFolder, Stage, StageRecord, made_by
 from letheon.settings import draft
 from letheon.training.finite import check_finite
 from letheon.training.prepare import collect, environment
@@ -110,11 +112,12 @@ def quantize(model: Path | str, *, progress: Progress | None = None, **settings:
             "sequences": wanted.sequences,
             "sequence_length": request.length,
             "seed": wanted.seed,
-            "allow_rtn_fallback": wanted.allow_rtn_fallback,
             "columns": wanted.columns,
         }
     run = RunFolder.open(request.out, environment=environment(request.device))
     inputs = {"model": request.folder.path, "calibration_data": request.data.path if request.data else None}
+    own = {"method_code": name_of(request.quantizer), "format_code": name_of(request.writer)}
+    inputs |= {name: Path(file) if file.endswith(".py") else None for name, file in own.items()}
     # What cannot be used is refused before the stage begins: a stage that has begun takes no other settings.
     calibration = request.calibration()
     for warning in request.warnings + (calibration.warnings if calibration else ()):
@@ -125,7 +128,13 @@ def quantize(model: Path | str, *, progress: Progress | None = None, **settings:
             for warning in request.warnings + (calibration.warnings if calibration else ()):
                 stage.warn(warning)
             _run(request, calibration, stage, progress)
-        return _result(stage.folder, stage.entry.notes)
+        found = _result(stage.folder, stage.entry.notes)
+        require(
+            not found.fallen_back or request.wanted.allow_rtn_fallback,
+            f"{stage.folder}: was made with --allow-rtn-fallback, and {len(found.fallen_back)} of its layers are "
+            f"rounded to the nearest values ({', '.join(found.fallen_back[:3])}). Say so again, or give another --out",
+        )
+        return found
 
 
 def _result(folder: Path, notes: Mapping[str, Any]) -> QuantizeResult:
@@ -152,6 +161,8 @@ class Request:
     """Calibration text, where the solver looks at it."""
     device: str
     out: Path
+    widest: int = 0
+    """Most inputs of a layer."""
     warnings: tuple[str, ...] = ()
 
     @property
@@ -164,7 +175,14 @@ class Request:
         if self.data is None:
             return None
         tokenizer, wanted = load_tokenizer(self.folder.path), self.wanted
-        return make_calibration(self.data, tokenizer, sequences=wanted.sequences, length=self.length, seed=wanted.seed)
+        found = make_calibration(self.data, tokenizer, sequences=wanted.sequences, length=self.length, seed=wanted.seed)
+        if found.tokens >= self.widest:
+            return found
+        few = (
+            f"{found.tokens} tokens of calibration text are fewer than the {self.widest} inputs of the widest layer: "
+            "what the text does not show is left to the damping. Give more text"
+        )
+        return Calibration(found.ids, (*found.warnings, few))
 
 
 def check_request(values: Mapping[str, Any]) -> Request:
@@ -193,7 +211,11 @@ def check_request(values: Mapping[str, Any]) -> Request:
         if {"folder", "quantizer", "writer"} <= set(found):
             found["quantizer"] = _with_scales(found["quantizer"], wanted.method, found["writer"], found["folder"])
         if {"folder", "draft"} <= set(found):
-            _check_layers(found["folder"], found.get("quantizer", found["draft"]), found.get("writer"))
+            shapes = _shapes(found["folder"])
+            found["widest"] = max(inputs for _, inputs in shapes.values())
+            _check_layers(found["folder"], shapes, found.get("quantizer", found["draft"]), found.get("writer"))
+            if wanted.calibration_data is not None:
+                _check_alike(found["folder"])
 
     def text() -> DataFile | None:
         if wanted.calibration_data is None:
@@ -219,7 +241,7 @@ def check_request(values: Mapping[str, Any]) -> Request:
         check_numbers,
     )  # fmt: skip
     warnings = () if data is None else tuple(_forgotten_in(data, wanted.model))
-    return Request(wanted, folder, found["quantizer"], made_writer, data, device, run, warnings)
+    return Request(wanted, folder, found["quantizer"], made_writer, data, device, run, found["widest"], warnings)
 
 
 def _with_scales(quantizer: Any, given: Any, writer: Any, folder: ModelFolder) -> Any:
@@ -241,41 +263,67 @@ def _quantizable(path: Path) -> ModelFolder:
 
 
 def _forgotten_in(data: DataFile, model: Path) -> list[str]:
-    """What must be said where the text holds what the model was made to forget: it can come back by it."""
+    """What must be said where the text holds what the model was made to forget: it can come back by it.
+
+    Every run of forget that the model went through is looked at, whatever was done to it since.
+    """
+    told: list[str] = []
     made = made_by(model)
-    while made is not None and made[1].verb == "quantize":
-        source = made[0].input_path(made[1], "model")
+    while made is not None:
+        run, entry = made
+        if entry.verb == "forget":
+            told += _shared_with(data, run, entry)
+        source = run.input_path(entry, "model")
         made = None if source is None else made_by(source)
-    if made is None or made[1].verb != "forget":
-        return []
-    forgotten = made[0].input_path(made[1], "forget_data")
-    if forgotten is None or not forgotten.is_file():
-        return []
-    columns = made[1].settings.get("columns", {})
-    shared = overlap(data, read_records(forgotten, role="forget", columns=columns))
+    return told
+
+
+def _shared_with(data: DataFile, run: RunFolder, entry: StageRecord) -> list[str]:
+    given, forgotten = entry.inputs.get("forget_data"), run.input_path(entry, "forget_data")
+    if given is None or forgotten is None or not forgotten.is_file() or sha256_file(forgotten) != given["sha256"]:
+        return [
+            f"whether the calibration text holds what {run.path / entry.label} forgot cannot be checked: its forget "
+            f"set {forgotten} is not there any more as it was. Use text that nobody asked to forget"
+        ]
+    records = read_records(forgotten, role="forget", columns=entry.settings.get("columns", {}))
+    shared = overlap(data, records)
     return [f"{shared.sentence}. Calibrating on what was forgotten can bring it back: use other text"] if shared else []
 
 
-def _check_layers(folder: ModelFolder, quantizer: Any, writer: Any) -> None:
+def _shapes(folder: ModelFolder) -> dict[str, tuple[int, int]]:
+    """Layer -> (outputs, inputs)."""
+    shapes: dict[str, tuple[int, int]] = {}
+    linears: dict[str, Any] = dict(decoder_linears(make_blueprint(folder.path)))
+    for name, module in linears.items():
+        rows, columns = as_matrix(module, module.weight).shape
+        shapes[name] = rows, columns
+    return shapes
+
+
+def _check_alike(folder: ModelFolder) -> None:
+    """Raise BadInput where blocks are called in different ways: the streams take the first block's for all."""
+    kinds = set(folder.config.get("layer_types") or ())
+    require(
+        len(kinds) <= 1,
+        f"MODEL {folder.path}: its blocks are of several kinds ({', '.join(sorted(kinds))}), and calibration text can "
+        "go only through blocks that are all called alike. Use rtn without --calibration",
+    )
+
+
+def _check_layers(folder: ModelFolder, shapes: Mapping[str, tuple[int, int]], quantizer: Any, writer: Any) -> None:
     """Refuse what does not divide or does not go into the file before a stage begins. No writer: None."""
     with gathering():  # what else is wrong with the grid is told already
         grid = getattr(quantizer, "grid", None)
     if grid is None:
         return
-    model = make_blueprint(folder.path)
-    linears: dict[str, Any] = dict(decoder_linears(model))
-    shapes: dict[str, tuple[int, int]] = {}
-    for name, module in linears.items():
-        rows, columns = as_matrix(module, module.weight).shape
-        shapes[name] = rows, columns
     group = getattr(grid, "group", None)
     problems = _indivisible(shapes, group) if isinstance(group, int) and group >= 1 else []
-    if writer is not None:
+    if hasattr(writer, "check"):  # a format of one's own need not have limits
         plan = Plan(
             original=folder,
             shapes=shapes,
             grid=grid,
-            transposed=frozenset(name for name, module in linears.items() if type(module).__name__ == "Conv1D"),
+            transposed=frozenset(shapes) if folder.model_type == "gpt2" else frozenset(),  # its Conv1D: (in, out)
             has_group_index=getattr(quantizer, "act_order", "") == "dynamic" and isinstance(group, int),
         )
         try:
@@ -309,15 +357,23 @@ def _run(request: Request, calibration: Calibration | None, stage: Stage, progre
     progress.say(f"quantize: {sum(len(b.linears) for b in layout.blocks)} layers, {name_of(quantizer)}{solved_by}")
     progress.start()
     keep = stage.work / "blocks"
+    stored = getattr(torch, writer.loads_as(request.folder)) if hasattr(writer, "loads_as") else None
     if calibration is None:
         found = round_plainly(model, layout, quantizer, keep, device=request.device, progress=progress.step)
     else:
         found = walk(
             Walk(
-                model, layout, quantizer, calibration.ids, keep, request.device, request.wanted.allow_rtn_fallback,
-                progress.step,
+                model,
+                layout,
+                quantizer,
+                calibration.ids,
+                keep,
+                device=request.device,
+                stored=stored,
+                may_fall_back=request.wanted.allow_rtn_fallback,
+                progress=progress.step,
             )
-        )  # fmt: skip
+        )
     _say(request, found, calibration is not None, stage, progress)
     target = stage.folder
     assert target is not None

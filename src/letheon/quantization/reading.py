@@ -22,6 +22,9 @@ from letheon.methods import load, names
 from letheon.models import ModelFolder, inspect_model, load_model, read_folder
 from letheon.quiet import quiet_transformers
 
+_BUFFERS = ("rotary_emb.inv_freq", ".attn.bias", ".masked_bias", ".attention.bias")
+"""Positions and masks that older files keep beside their weights."""
+
 
 @dataclass(frozen=True)
 class LowBitFile:
@@ -132,6 +135,12 @@ def load_low_bit(path: Path, *, device: str = "cpu") -> Any:
         raise BadInput(
             f"MODEL {path}: {len(absent) + len(wrong)} weights are missing or of another shape than config.json "
             f"says ({(absent + wrong)[0]}). Download it again"
+        )
+    strange = sorted(str(name) for name in report["unexpected_keys"] if not str(name).endswith(_BUFFERS))
+    if strange:
+        raise BadInput(
+            f"MODEL {path}: {len(strange)} tensors belong to no part of the model ({strange[0]}). What they change "
+            "would not be asked. Merge adapters first, or convert it with the software it was made with"
         )
     if (found.folder.path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(found.folder.path), local_files_only=True)

@@ -33,7 +33,7 @@ def test_float32_holds_the_grid_of_a_bfloat16_model_and_bfloat16_rounds_it_once_
         on_grid = model(input_ids=IDS).logits
         expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     wide = quantize(source, format={"name": "dense", "dtype": "float32"}, out=tmp_path / "wide", progress=QUIET).folder
-    narrow = quantize(source, out=tmp_path / "narrow", progress=QUIET).folder
+    narrow = quantize(source, format="dense", out=tmp_path / "narrow", progress=QUIET).folder
     with torch.no_grad():
         assert torch.equal(load_model(wide)(input_ids=IDS).logits, on_grid)
         assert not torch.equal(load_model(narrow)(input_ids=IDS).logits, on_grid)
@@ -75,7 +75,7 @@ def test_a_low_bit_model_is_stored_as_asked_and_tied_weights_once(name: str, dty
 
 def test_the_command_writes_what_the_format_writes(tmp_path: Path) -> None:
     source = save_model_folder(make_model("llama"), tmp_path / "model")
-    old = quantize(source, out=tmp_path / "run", progress=QUIET).folder
+    old = quantize(source, format="dense", out=tmp_path / "run", progress=QUIET).folder
     new = written("dense", low_bit_model(source, Grid(bits=4)), tmp_path / "new")
     first, second = (load_file(folder / "model.safetensors") for folder in (old, new))
     assert first.keys() == second.keys() and all(bits(first[key]) == bits(second[key]) for key in first)

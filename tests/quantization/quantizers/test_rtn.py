@@ -74,7 +74,7 @@ def test_bad_settings_are_refused_when_typed() -> None:
 def test_card_and_three_spellings() -> None:
     card = methods.card("quantizer", "rtn")
     assert card.class_name == "RTN" and card.source and card.checked_against
-    assert [setting.name for setting in card.settings] == ["bits", "group", "scheme", "clip", "levels"]
+    assert [setting.name for setting in card.settings] == ["bits", "group", "scheme", "clip", "scale_dtype", "levels"]
     assert all(setting.doc for setting in card.settings)
     built = methods.build("quantizer", {"name": "rtn", "bits": "3", "group": "32", "clip": "mse"})
     assert built == RTN(bits=3, group=32, clip="mse")

@@ -25,7 +25,7 @@ from torch import Tensor
 from letheon.errors import BadInput
 from letheon.models import ModelFolder
 from letheon.numerics.grids import Grid, Quantized
-from letheon.quantization.limits import Limits, Plan, layer_plan, stored_exactly
+from letheon.quantization.limits import Limits, Plan, layer_plan, stored_dtype, stored_exactly
 from letheon.quantization.low_bit import LowBitModel
 from letheon.quantization.packing import pack_awq, unpack_awq, unsigned
 from letheon.quantization.saving import FolderWriter
@@ -50,6 +50,10 @@ class AWQFormat:
     def scale_dtype(self, folder: ModelFolder) -> str:
         """What the file of a model stores scales as."""
         return "float16"
+
+    def loads_as(self, folder: ModelFolder) -> str:
+        """What a loader makes of code times scale."""
+        return stored_dtype(folder)
 
     def check(self, plan: Plan) -> None:
         """Raise BadInput for what the file cannot hold, before anything is solved."""

@@ -51,6 +51,10 @@ class BitsAndBytes:
 
     quant_method: ClassVar[str] = "bitsandbytes"
 
+    def loads_as(self, folder: ModelFolder) -> str:
+        """What a loader makes of code times scale."""
+        return stored_dtype(folder)
+
     def check(self, plan: Plan) -> None:
         """Raise BadInput for what the file cannot hold, before anything is solved."""
         _LIMITS.check(plan, *_block_problems(plan.grid))

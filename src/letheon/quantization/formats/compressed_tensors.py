@@ -31,7 +31,7 @@ from torch import Tensor
 from letheon.errors import BadInput
 from letheon.models import ModelFolder
 from letheon.numerics.grids import Grid, Quantized
-from letheon.quantization.limits import Limits, Plan, layer_plan, stored_exactly
+from letheon.quantization.limits import HELD, Limits, Plan, layer_plan, stored_dtype, stored_exactly
 from letheon.quantization.low_bit import LowBitModel
 from letheon.quantization.packing import pack, stands_ten_to_a_word, unpack, unpack_tens, unsigned
 from letheon.quantization.saving import FolderWriter
@@ -63,8 +63,17 @@ class CompressedTensors:
     quant_method: ClassVar[str] = "compressed-tensors"
 
     def scale_dtype(self, folder: ModelFolder) -> str:
-        """What the file of a model stores scales as."""
+        """What the file of a model stores scales as. Raises BadInput for a dtype that it does not know."""
+        if folder.dtype not in HELD:
+            raise BadInput(
+                f"MODEL {folder.path}: is stored as {folder.dtype}, which no file of format compressed_tensors holds. "
+                "Use --format dense"
+            )
         return folder.dtype
+
+    def loads_as(self, folder: ModelFolder) -> str:
+        """What a loader makes of code times scale."""
+        return stored_dtype(folder)
 
     def check(self, plan: Plan) -> None:
         """Raise BadInput for what the file cannot hold, before anything is solved."""

@@ -37,6 +37,10 @@ class Dense:
 
     quant_method: ClassVar[str] = ""
 
+    def loads_as(self, folder: ModelFolder) -> str:
+        """What a layer is stored as."""
+        return folder.dtype if self.dtype == "original" else self.dtype
+
     def check(self, plan: Plan) -> None:
         """Raise BadInput for what the file cannot hold, before anything is solved."""
         check_dense(plan, "dense")

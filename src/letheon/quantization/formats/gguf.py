@@ -90,6 +90,10 @@ class GGUFFormat:
         """What the file of a model stores scales as."""
         return "float16"
 
+    def loads_as(self, folder: ModelFolder) -> str:
+        """What a loader makes of code times scale."""
+        return "float32"
+
     def check(self, plan: Plan) -> None:
         """Raise BadInput for what the file cannot hold, before anything is solved."""
         found = uncovered(plan.original.config)

@@ -80,7 +80,15 @@ class AWQ:
         return quantize(weight, self.grid)
 
     @torch.no_grad()
-    def prepare_block(self, model: Any, block: BlockLayout, before: Sequence[Batch], device: str) -> dict[str, Tensor]:
+    def prepare_block(
+        self,
+        model: Any,
+        block: BlockLayout,
+        before: Sequence[Batch],
+        device: str,
+        *,
+        stored: torch.dtype | None = None,
+    ) -> dict[str, Tensor]:
         """Put scales and limits into the weights, norms and biases of a block, which stands on `device`.
 
         Args:
@@ -88,6 +96,7 @@ class AWQ:
             block: where its parts are.
             before: what reaches the block in the untouched model.
             device: where the block is.
+            stored: what the file holds norms and biases as; None: what the model does.
         Returns:
             Layer -> its scaled weight (out, in) before it was cut off, where it was: what is lost counts from there.
         Raises:
@@ -102,7 +111,7 @@ class AWQ:
             sizes = relative_sizes(_stacked(model, pair), self.grid) if self.duo_scaling else None
             scales = candidate_scales(magnitude[first], self.ratios, sizes)
             found = best_scale(model, block, pair, before, scales, self.grid, device=device)
-            factor = scale_pair(model, block, pair, found)
+            factor = scale_pair(model, block, pair, found, stored=stored)
             for name in pair.consumers:
                 sample[name] = (sample[name] / factor).to(sample[name].dtype)
         return self._clip(model, block, sample) if self.clip_search else {}
