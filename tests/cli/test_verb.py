@@ -8,7 +8,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -28,7 +28,7 @@ class Made:
     folder: Path
     steps: int = 3
     reason: str = "done"
-    fallen_back: tuple[str, ...] = ()
+    fallen_back: ClassVar[tuple[str, ...]] = ()
 
 
 @pytest.fixture
