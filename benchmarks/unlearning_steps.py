@@ -126,7 +126,7 @@ def main() -> None:
     """All sides in turn, so that the machine's mood is everybody's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=4, help=f"rounds of {ROUND} timed steps of each side")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[64, 256], help="length of the longest text")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[64, 128], help="length of the longest text")
     given = parser.parse_args()
     torch.manual_seed(0)
     base = LlamaForCausalLM(LlamaConfig(**{**CONFIG.to_dict(), "max_position_embeddings": max(given.tokens)}))
