@@ -310,6 +310,12 @@ def load_model(path: Path, *, dtype: str = "float32", device: str = "cpu") -> An
                 f"({str(error).splitlines()[0]})"
             ) from error
     model, report = loaded
+    check_loaded(path, report)
+    return model.to(device).eval()
+
+
+def check_loaded(path: Path, report: Mapping[str, Any]) -> None:
+    """Raise BadInput where transformers has made weights up: they were missing, or of another shape."""
     wrong = sorted(str(entry[0]) for entry in report["mismatched_keys"])
     absent = sorted(str(name) for name in report["missing_keys"] if name not in wrong)
     if absent or wrong:
@@ -317,7 +323,6 @@ def load_model(path: Path, *, dtype: str = "float32", device: str = "cpu") -> An
             f"MODEL {path}: {len(absent) + len(wrong)} weights are missing or of another shape than config.json "
             f"says ({(absent + wrong)[0]}). Download it again"
         )
-    return model.to(device).eval()
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from letheon.errors import BadInput
 from letheon.methods import load, names
-from letheon.models import ModelFolder, inspect_model, load_model, read_folder
+from letheon.models import ModelFolder, check_loaded, inspect_model, load_model, read_folder
 from letheon.quiet import quiet_transformers
 
 _BUFFERS = ("rotary_emb.inv_freq", ".attn.bias", ".masked_bias", ".attention.bias")
@@ -129,13 +129,7 @@ def load_low_bit(path: Path, *, device: str = "cpu") -> Any:
                 f"({str(error).splitlines()[0]})"
             ) from error
     model, report = loaded
-    wrong = sorted(str(entry[0]) for entry in report["mismatched_keys"])
-    absent = sorted(str(name) for name in report["missing_keys"] if name not in wrong)
-    if absent or wrong:
-        raise BadInput(
-            f"MODEL {path}: {len(absent) + len(wrong)} weights are missing or of another shape than config.json "
-            f"says ({(absent + wrong)[0]}). Download it again"
-        )
+    check_loaded(path, report)
     strange = sorted(str(name) for name in report["unexpected_keys"] if not str(name).endswith(_BUFFERS))
     if strange:
         raise BadInput(
