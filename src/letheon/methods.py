@@ -32,7 +32,7 @@ KINDS: dict[str, str] = {
     "scope": "unlearning/scopes",
     "rate": "training/rates",
     "quantizer": "quantization/quantizers",
-    "rotation": "quantization/rotations",
+    "rotation": "lowbit/rotations",
     "format": "quantization/formats",
     "probe": "audits/probes",
     "condition": "audits/conditions",

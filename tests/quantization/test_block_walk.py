@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from letheon.errors import BadInput, CannotFinish
+from letheon.lowbit.architectures import model_layout
 from letheon.methods import build
 from letheon.models import as_matrix
 from letheon.numerics.grids import Quantized, dequantize, quantize
 from letheon.quantization import block_walk
-from letheon.quantization.architectures import model_layout
 from letheon.quantization.block_walk import Walk, Walked, put_in, walk
 from letheon.quantization.factors import NotPositiveDefinite
 from letheon.quantization.kept_blocks import KeptLayers, kept_block

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from letheon.lowbit.architectures import BlockLayout, ScalePair, block_layout, gain, model_layout, set_gain
 from letheon.models import as_matrix
 from letheon.numerics.grids import Grid
 from letheon.quantization import channel_scales
-from letheon.quantization.architectures import BlockLayout, ScalePair, block_layout, gain, model_layout, set_gain
 from letheon.quantization.channel_scales import best_scale, candidate_scales, relative_sizes, scale_pair
 from letheon.quantization.streams import Batch, first_batches
 from tests.architectures.models import ARCHITECTURES, make_model
-from tests.quantization.lively import IDS, lively, logits
+from tests.lowbit.lively import IDS, lively, logits
 from tests.toys import bits
 
 

@@ -28,9 +28,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from letheon.errors import BadInput, CannotFinish
+from letheon.lowbit.architectures import BlockLayout, ModelLayout
 from letheon.models import as_matrix
 from letheon.numerics.grids import CodebookGrid, Quantized, dequantize, quantize
-from letheon.quantization.architectures import BlockLayout, ModelLayout
 from letheon.quantization.factors import DampingRaised, NotPositiveDefinite, dead_inputs
 from letheon.quantization.kept_blocks import KeptBlock, keep_block, kept_block
 from letheon.quantization.statistics import Moments, Statistics

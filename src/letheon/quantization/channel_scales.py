@@ -21,9 +21,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from letheon.lowbit.architectures import BlockLayout, NormKind, ScalePair, gain, set_gain
 from letheon.models import as_matrix
 from letheon.numerics.grids import Grid, fake_quantize
-from letheon.quantization.architectures import BlockLayout, NormKind, ScalePair, gain, set_gain
 from letheon.quantization.streams import Batch, through
 
 _SMALLEST = 1e-4

@@ -21,6 +21,7 @@ from letheon.blueprint import make_blueprint
 from letheon.data.overlap import overlap
 from letheon.data.records import DataFile, read_records
 from letheon.errors import BadInput, gathering, require
+from letheon.lowbit.architectures import model_layout
 from letheon.methods import build, build_draft, describe, name_of
 from letheon.models import (
     ModelFolder,
@@ -32,7 +33,6 @@ from letheon.models import (
     load_tokenizer,
     pick_device,
 )
-from letheon.quantization.architectures import model_layout
 from letheon.quantization.assembling import low_bit_model
 from letheon.quantization.block_walk import Walk, Walked, walk
 from letheon.quantization.calibrate import Calibration, make_calibration

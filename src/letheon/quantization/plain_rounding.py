@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from letheon.errors import BadInput
+from letheon.lowbit.architectures import ModelLayout
 from letheon.models import as_matrix
 from letheon.numerics.grids import Quantized, dequantize
-from letheon.quantization.architectures import ModelLayout
 from letheon.quantization.block_walk import Walked
 from letheon.quantization.kept_blocks import KeptBlock, keep_block, kept_block
 

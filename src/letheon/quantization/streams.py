@@ -20,7 +20,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from letheon.errors import BadInput
-from letheon.quantization.architectures import BlockLayout, ModelLayout
+from letheon.lowbit.architectures import BlockLayout, ModelLayout
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from letheon.lowbit.architectures import BlockLayout, ModelLayout, model_layout
 from letheon.models import DTYPES, as_matrix
 from letheon.numerics.grids import quantize
-from letheon.quantization.architectures import BlockLayout, ModelLayout, model_layout
 from letheon.quantization.block_walk import TOKENS_AT_ONCE
 from letheon.quantization.pipeline import Request
 from letheon.quantization.plain_rounding import round_layers

@@ -12,20 +12,20 @@ from torch import Tensor
 
 from letheon import methods
 from letheon.errors import BadInput
+from letheon.lowbit.activations import install
+from letheon.lowbit.architectures import BlockLayout, block_layout, model_layout
+from letheon.lowbit.online import read_online
+from letheon.lowbit.rotations.hadamard import HadamardRotation
 from letheon.models import as_matrix
 from letheon.numerics.grids import dequantize, fake_quantize, quantize
-from letheon.quantization.activations import install
-from letheon.quantization.architectures import BlockLayout, block_layout, model_layout
 from letheon.quantization.block_walk import Walk, Walked, walk
-from letheon.quantization.online import read_online
 from letheon.quantization.pipeline import quantize as quantize_folder
 from letheon.quantization.quantizers.awq import AWQ
 from letheon.quantization.quantizers.rtn import RTN
-from letheon.quantization.rotations.hadamard import HadamardRotation
 from letheon.quantization.streams import first_batches, heard, through
 from letheon.runs.progress import Progress
 from tests.architectures.models import ARCHITECTURES, make_model, save_model_folder
-from tests.quantization.lively import lively, logits
+from tests.lowbit.lively import lively, logits
 from tests.toys import bits, write_lines
 
 IDS = torch.randint(2, 768, (6, 20), generator=torch.Generator().manual_seed(0))

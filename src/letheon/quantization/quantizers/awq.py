@@ -25,12 +25,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from letheon.errors import BadInput, require
+from letheon.lowbit.architectures import BlockLayout, ScalePair
+from letheon.lowbit.online import read_online
 from letheon.models import as_matrix
 from letheon.numerics.grids import Grid, Quantized, quantize
-from letheon.quantization.architectures import BlockLayout, ScalePair
 from letheon.quantization.channel_scales import best_scale, candidate_scales, relative_sizes, scale_pair
 from letheon.quantization.clipping import clip_limits, clipped
-from letheon.quantization.online import read_online
 from letheon.quantization.streams import Batch, heard
 
 _TOKENS = 512

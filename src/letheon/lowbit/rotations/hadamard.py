@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from letheon.errors import require
-from letheon.methods import describe
-from letheon.quantization.online import OnlineRotations
-from letheon.quantization.rotating import (
+from letheon.lowbit.online import OnlineRotations
+from letheon.lowbit.rotating import (
     SITES,
     Rotated,
     check_rotatable,
@@ -32,6 +31,7 @@ from letheon.quantization.rotating import (
     site_rotation,
     widths,
 )
+from letheon.methods import describe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import MixtralConfig
 
 from letheon.errors import BadInput
+from letheon.lowbit.architectures import KNOWN, block_layout, gain, model_layout, set_gain
 from letheon.models import QUANTIZABLE, as_matrix, decoder_linears
-from letheon.quantization.architectures import KNOWN, block_layout, gain, model_layout, set_gain
 from tests.architectures.models import _BLOCKS, ARCHITECTURES, LINEARS_PER_BLOCK, make_from, make_model
-from tests.quantization.lively import IDS, lively, logits
+from tests.lowbit.lively import IDS, lively, logits
 
 
 def seen(model: Any, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

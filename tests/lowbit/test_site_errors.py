@@ -11,15 +11,15 @@ from transformers import DynamicCache
 
 from letheon.data.batches import Batch
 from letheon.errors import BadInput
+from letheon.lowbit.architectures import block_layout
+from letheon.lowbit.rotating import site_rotation
+from letheon.lowbit.site_errors import SiteGrids, relative_error, site_errors, weight_error
 from letheon.models import as_matrix
 from letheon.numerics.grids import Grid, fake_quantize
 from letheon.numerics.hadamard import Hadamard
 from letheon.numerics.token_grids import TokenGrid, token_errors
-from letheon.quantization.architectures import block_layout
-from letheon.quantization.rotating import site_rotation
-from letheon.quantization.site_errors import SiteGrids, relative_error, site_errors, weight_error
 from tests.architectures.models import ARCHITECTURES, make_model
-from tests.quantization.lively import lively
+from tests.lowbit.lively import lively
 from tests.toys import batch_of, random_examples
 
 GRIDS = SiteGrids(weights=Grid(bits=4), inputs=TokenGrid(bits=4), cache=TokenGrid(bits=3))
@@ -139,7 +139,7 @@ def test_every_site_of_every_architecture(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama_grouped", "gpt2", "gpt_neox"])
 def test_weights_of_a_site_are_those_that_merging_makes(name: str) -> None:
-    from letheon.quantization.rotating import rotate_down, rotate_values
+    from letheon.lowbit.rotating import rotate_down, rotate_values
 
     model = make_model(name, seed=5)
     grid = Grid(bits=4)

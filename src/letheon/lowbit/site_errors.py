@@ -23,12 +23,12 @@ from torch import Tensor
 
 from letheon.data.batches import Batch
 from letheon.errors import BadInput
+from letheon.lowbit.activations import on_keys_and_values
+from letheon.lowbit.architectures import BlockLayout
 from letheon.models import as_matrix
 from letheon.numerics.grids import Grid, fake_quantize
 from letheon.numerics.hadamard import Hadamard
 from letheon.numerics.token_grids import TokenGrid, token_errors
-from letheon.quantization.activations import on_keys_and_values
-from letheon.quantization.architectures import BlockLayout
 
 Candidates = Mapping[str, Hadamard | None]
 """Name of a candidate -> its rotation; None leaves the basis as it is."""

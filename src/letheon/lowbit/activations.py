@@ -28,11 +28,11 @@ import torch
 from torch import Tensor
 
 from letheon.errors import BadInput
+from letheon.lowbit.architectures import BlockLayout, block_layout
+from letheon.lowbit.online import OnlineRotations, layers_of
 from letheon.models import as_matrix
 from letheon.numerics.hadamard import Hadamard
 from letheon.numerics.token_grids import TokenGrid, round_tokens
-from letheon.quantization.architectures import BlockLayout, block_layout
-from letheon.quantization.online import OnlineRotations, layers_of
 
 Treat = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(keys, values) of new tokens, (batch, heads, time, head_dim) -> what attention and the cache get instead."""

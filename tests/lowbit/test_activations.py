@@ -11,18 +11,18 @@ from torch import Tensor
 from transformers import DynamicCache, MixtralConfig
 
 from letheon.errors import BadInput
+from letheon.lowbit.activations import ActivationGrids, grids_named, install, low_bit_activations
+from letheon.lowbit.architectures import block_layout
+from letheon.lowbit.online import OnlineRotations
+from letheon.lowbit.rotating import site_rotation
+from letheon.lowbit.rotations.hadamard import HadamardRotation
 from letheon.models import as_matrix, decoder_linears
 from letheon.numerics.grids import Grid
 from letheon.numerics.hadamard import Hadamard
 from letheon.numerics.token_grids import TokenGrid, round_tokens
-from letheon.quantization.activations import ActivationGrids, grids_named, install, low_bit_activations
-from letheon.quantization.architectures import block_layout
-from letheon.quantization.online import OnlineRotations
-from letheon.quantization.rotating import site_rotation
-from letheon.quantization.rotations.hadamard import HadamardRotation
 from letheon.training.straight_through import straight_through
 from tests.architectures.models import _BLOCKS, ARCHITECTURES, make_from, make_model
-from tests.quantization.lively import IDS, lively, logits
+from tests.lowbit.lively import IDS, lively, logits
 from tests.toys import bits
 
 FOUR = ActivationGrids()
@@ -200,7 +200,7 @@ def test_gradients_are_those_of_detached_residuals(name: str, monkeypatch: pytes
         return found
 
     found = gradients()
-    from letheon.quantization import activations
+    from letheon.lowbit import activations
 
     def surrogate(x: Tensor, grid: TokenGrid) -> Tensor:
         return x + (round_tokens(x.detach(), grid) - x).detach()

@@ -1,7 +1,7 @@
 """Rotate only where it helps: every layer's R2, R3 and R4 is switched on if calibration text says it lowers the error.
 
 R1 is merged first, for the whole model (as in `hadamard`). Then, for each block and site, what rounding weights and
-activations costs is measured with R = I and with R = H (E of `letheon.quantization.site_errors`), and the less wins.
+activations costs is measured with R = I and with R = H (E of `letheon.lowbit.site_errors`), and the less wins.
 A gain below `least_gain` keeps I, which is cheaper. H is a random Hadamard: a plain one collects the mean of the
 channels in one of them (whole numbers 0..15: E 0.045 against 0.010). Sites do not look at one another: inputs are those
 of the model at full precision, and all errors come from one pass over the calibration text.
@@ -18,13 +18,9 @@ from typing import Any, ClassVar
 
 from letheon.data.batches import Batch
 from letheon.errors import BadInput, require
-from letheon.methods import describe
-from letheon.numerics.grids import Grid
-from letheon.numerics.hadamard import Hadamard
-from letheon.numerics.token_grids import TokenGrid
-from letheon.quantization.architectures import BlockLayout
-from letheon.quantization.online import OnlineRotations
-from letheon.quantization.rotating import (
+from letheon.lowbit.architectures import BlockLayout
+from letheon.lowbit.online import OnlineRotations
+from letheon.lowbit.rotating import (
     SITES,
     Rotated,
     check_rotatable,
@@ -36,7 +32,11 @@ from letheon.quantization.rotating import (
     site_rotation,
     widths,
 )
-from letheon.quantization.site_errors import Candidates, SiteChoice, SiteError, SiteGrids, site_errors
+from letheon.lowbit.site_errors import Candidates, SiteChoice, SiteError, SiteGrids, site_errors
+from letheon.methods import describe
+from letheon.numerics.grids import Grid
+from letheon.numerics.hadamard import Hadamard
+from letheon.numerics.token_grids import TokenGrid
 
 _CHOSEN = ("values", "keys", "down")
 """Sites that are decided block by block."""

@@ -9,17 +9,17 @@ import torch
 
 from letheon.data.batches import Batch
 from letheon.errors import BadInput
+from letheon.lowbit.activations import low_bit_activations
+from letheon.lowbit.architectures import block_layout
+from letheon.lowbit.online import read_online
+from letheon.lowbit.rotating import site_rotation
+from letheon.lowbit.rotations.adaptive import AdaptiveRotation
+from letheon.lowbit.rotations.hadamard import HadamardRotation
+from letheon.lowbit.site_errors import SiteError, SiteGrids, site_errors
 from letheon.numerics.grids import Grid
 from letheon.numerics.token_grids import TokenGrid
-from letheon.quantization.activations import low_bit_activations
-from letheon.quantization.architectures import block_layout
-from letheon.quantization.online import read_online
-from letheon.quantization.rotating import site_rotation
-from letheon.quantization.rotations.adaptive import AdaptiveRotation
-from letheon.quantization.rotations.hadamard import HadamardRotation
-from letheon.quantization.site_errors import SiteError, SiteGrids, site_errors
 from tests.architectures.models import ARCHITECTURES, make_model
-from tests.quantization.lively import lively, logits
+from tests.lowbit.lively import lively, logits
 from tests.toys import batch_of, bits, random_examples
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from letheon.quantization.rotations.none import NoRotation
+from letheon.lowbit.rotations.none import NoRotation
 from tests.architectures.models import make_model
 from tests.toys import bits
 

@@ -12,14 +12,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, MixtralConfig
 
 from letheon.errors import BadInput
+from letheon.lowbit.activations import install, low_bit_activations
+from letheon.lowbit.architectures import block_layout, gain, model_layout
+from letheon.lowbit.online import MARKER, read_online
+from letheon.lowbit.rotating import check_rotatable, rotate_values, site_rotation
+from letheon.lowbit.rotations.hadamard import HadamardRotation
 from letheon.numerics.hadamard import Hadamard
-from letheon.quantization.activations import install, low_bit_activations
-from letheon.quantization.architectures import block_layout, gain, model_layout
-from letheon.quantization.online import MARKER, read_online
-from letheon.quantization.rotating import check_rotatable, rotate_values, site_rotation
-from letheon.quantization.rotations.hadamard import HadamardRotation
 from tests.architectures.models import _BLOCKS, _SHARED, ARCHITECTURES, make_from, make_model
-from tests.quantization.lively import exact, lively, logits
+from tests.lowbit.lively import exact, lively, logits
 from tests.toys import bits
 
 ONE_SITE = [

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from letheon.quantization.online import OnlineRotations
-from letheon.quantization.rotating import Rotated
+from letheon.lowbit.online import OnlineRotations
+from letheon.lowbit.rotating import Rotated
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,11 +26,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from letheon.errors import BadInput
+from letheon.lowbit.architectures import BlockLayout, ModelLayout, gain, model_layout, set_gain
+from letheon.lowbit.online import MARKER, OnlineRotations, describe_online
+from letheon.lowbit.site_errors import SiteChoice
 from letheon.models import as_matrix
 from letheon.numerics.hadamard import Hadamard, is_known, random_signs
-from letheon.quantization.architectures import BlockLayout, ModelLayout, gain, model_layout, set_gain
-from letheon.quantization.online import MARKER, OnlineRotations, describe_online
-from letheon.quantization.site_errors import SiteChoice
 
 _LARGEST_RATIO = 1e4
 """Of a norm's bias to its gain where it has to stay: above it float32 would lose what is left of the sum."""

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from letheon.errors import BadInput
+from letheon.lowbit.architectures import BlockLayout
 from letheon.numerics.hadamard import Hadamard
-from letheon.quantization.architectures import BlockLayout
 
 MARKER = "letheon_rotation"
 """Name in config.json."""
