@@ -10,6 +10,8 @@ import torch
 from letheon.audits.codes import code_figures
 from letheon.models import as_matrix, decoder_linears, inspect_model, load_model
 from letheon.numerics.grids import CodebookGrid, Grid
+from letheon.quantization.pipeline import quantize
+from letheon.runs.progress import Progress
 from tests.architectures.models import make_model, save_model_folder, saved
 
 GRIDS = {"int4": Grid(bits=4), "int8": Grid(bits=8), "nf4": CodebookGrid("nf4")}
@@ -77,3 +79,10 @@ def test_folders_that_cannot_be_compared_give_nothing_and_no_crash() -> None:
     assert code_figures(model, gpt2, llama, GRIDS) == dict.fromkeys(GRIDS, NOTHING)  # other names
     assert code_figures(model, grouped, llama, GRIDS) == dict.fromkeys(GRIDS, NOTHING)  # other shapes
     assert code_figures(model, llama, llama, {"int4": Grid(bits=4, group=32)}) == {"int4": NOTHING}  # 48 inputs
+
+
+def test_weights_in_another_basis_are_not_compared(tmp_path: Path) -> None:
+    made = quantize(saved("llama"), rotation="hadamard", format="dense", out=tmp_path, progress=Progress(quiet=True))
+    original, subject = inspect_model(saved("llama")), inspect_model(made.folder)
+    found = code_figures(load_model(made.folder), original, subject, {"int4": Grid(bits=4)})
+    assert found == {"int4": {"code_match": None, "shift_in_steps": None}}

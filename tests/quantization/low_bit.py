@@ -134,3 +134,16 @@ def fresh(script: str, *arguments: str) -> Any:
     )
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout.splitlines()[-1])
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """What config.json says."""
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return found
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    """Change what config.json says of the quantization."""
+    config = config_of(folder)
+    config["quantization_config"] |= changes
+    (folder / "config.json").write_text(json.dumps(config))

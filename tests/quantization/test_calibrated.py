@@ -71,7 +71,8 @@ def test_every_solver_goes_through_and_says_what_was_lost(method: str, text: Pat
     assert all(1e-4 < loss < 0.3 for loss in (*found.layers.values(), *found.outputs.values()))
     assert found.loss_before is not None and found.loss_after is not None and found.loss_before != found.loss_after
     (entry,) = RunFolder.open(tmp_path).record().stages
-    assert entry.notes["losses"] == {"before": found.loss_before, "after": found.loss_after}
+    said = {"before": found.loss_before, "after": found.loss_after, "divergence": found.divergence}
+    assert entry.notes["losses"] == said
     assert set(entry.notes["blocks"]) == {"model.layers.0", "model.layers.1"}
     assert entry.settings["sequences"] == 6 and entry.inputs["calibration_data"] is not None
     assert not (tmp_path / "1-quantize" / "blocks").exists() and method in (found.folder / "README.md").read_text()
@@ -100,6 +101,23 @@ def test_formats_hold_the_same_model(layout: str, dtype: torch.dtype, text: Path
     if layout == "compressed_tensors" and dtype == torch.float32:
         theirs = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32).eval()
         torch.testing.assert_close(logits(theirs), logits(found), rtol=1e-5, atol=1e-5)
+
+
+def test_the_divergence_is_that_of_the_file_from_the_original(text: Path, tmp_path: Path) -> None:
+    found = quantize(saved("qwen2"), text, method={"name": "gptq", "bits": 3}, out=tmp_path)
+    ids = make_calibration(read_records(text, role="calibration"), tokenizer(), sequences=6, length=16, seed=0).ids
+    with torch.no_grad():
+        p, q = (load_any(one)(input_ids=ids).logits.double().softmax(-1) for one in (saved("qwen2"), found.folder))
+    wanted = float((p * (p.log() - q.log())).sum(-1).mean())
+    assert wanted > 1e-3 and found.divergence == pytest.approx(wanted, rel=1e-4)
+
+
+def test_norms_that_were_scaled_are_as_the_file_of_a_bfloat16_model_holds_them(text: Path, tmp_path: Path) -> None:
+    """GGUF keeps exact scales for the layers, but its norms are bfloat16 like the model's."""
+    source = save_model_folder(llama(intermediate_size=64), tmp_path / "model", dtype=torch.bfloat16)
+    method = {"name": "awq", "bits": 8, "group": 32, "scheme": "sym"}
+    made = quantize(source, text, method=method, format="gguf", out=tmp_path / "run")
+    assert made.loss_after == pytest.approx(loss_on(load_any(made.folder), text), rel=1e-6)
 
 
 def killed_after(blocks: int, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from letheon.audits.conditions.quantized import QuantizedWeights
 from letheon.errors import BadInput
 from letheon.models import inspect_model, load_model
-from letheon.quantization import pipeline as module
+from letheon.quantization import making as module
 from letheon.quantization.formats.dense import Dense
 from letheon.quantization.pipeline import QuantizeResult
 from letheon.quantization.pipeline import quantize as quantize_loudly

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from letheon.errors import BadInput
+from letheon.lowbit.online import MARKER
 from letheon.models import ModelFolder, as_matrix, decoder_linears, read_tensor, stored_name
 from letheon.numerics.grids import code_match, shift_in_steps
 
@@ -32,6 +33,8 @@ def code_figures(
     equal = dict.fromkeys(grids, 0.0)
     moved: dict[str, float | None] = dict.fromkeys(grids, 0.0)
     total = 0
+    if original.config.get(MARKER) != subject.config.get(MARKER):  # weights in another basis: nothing to compare
+        return unknown
     try:
         for name, module in decoder_linears(model).items():
             before, after = (_matrix(name, module, folder) for folder in (original, subject))

@@ -97,7 +97,7 @@ def install(model: Any, *, grids: ActivationGrids | None = None, online: OnlineR
     """
     blocks = block_layout(model)
     if grids is not None:
-        _check(model, blocks, grids)
+        check_grids(model, grids)
     keys, down = layers_of(online or OnlineRotations(), blocks)
     handles: list[torch.utils.hooks.RemovableHandle] = []
     try:
@@ -213,8 +213,13 @@ def _grid_of(block: BlockLayout, name: str, grids: ActivationGrids | None) -> To
     return None if grid.is_off else grid
 
 
-def _check(model: Any, blocks: list[BlockLayout], grids: ActivationGrids) -> None:
-    """What the first forward pass would stumble over."""
+def check_grids(model: Any, grids: ActivationGrids) -> None:
+    """Refuse what the first forward pass would stumble over; weights are not needed for that.
+
+    Raises:
+        BadInput: an architecture that is not known, a mixture of experts, or a group that does not divide a width.
+    """
+    blocks = block_layout(model)
     if any(block.experts for block in blocks):
         raise BadInput("the inputs of a mixture's experts cannot be rounded yet. Leave activations at 16 bits")
     block = blocks[0]

@@ -34,6 +34,8 @@ from letheon.numerics.hadamard import Hadamard, is_known, random_signs
 
 _LARGEST_RATIO = 1e4
 """Of a norm's bias to its gain where it has to stay: above it float32 would lose what is left of the sum."""
+_AT_ONCE = 2**24
+"""Weights that are worked on in float64 at once: 512 MiB in all."""
 SITES = ("residual", "values", "keys", "down")
 """R1, R2, R3, R4."""
 
@@ -185,8 +187,8 @@ def _fold(model: Any, name: str, readers: tuple[str, ...], kind: Any) -> None:
         else:
             bias.copy_(_kept_bias(bias.double(), gains, name))
     for module in modules:
-        weight = as_matrix(module, module.weight)
-        weight.copy_(weight.double() * gains)
+        for rows in _slabs(as_matrix(module, module.weight)):
+            rows.copy_(rows.double() * gains)
     set_gain(norm, kind, torch.ones_like(norm.weight))
 
 
@@ -224,14 +226,19 @@ def _matrix(model: Any, name: str) -> Tensor:
 
 
 def _turn_rows(weight: Tensor, turn: Turn) -> None:
-    """W <- W Q."""
-    weight.copy_(turn(weight.double()))
+    """W <- W Q, some rows at a time: a turn holds four float64 copies of what it is given."""
+    for rows in _slabs(weight):
+        rows.copy_(turn(rows.double()))
+
+
+def _slabs(weight: Tensor) -> tuple[Tensor, ...]:
+    """Views of rows, few enough that float64 copies of them are small beside a model."""
+    return torch.split(weight, max(1, _AT_ONCE // weight.shape[1]))
 
 
 def _turn_outputs(module: Any, turn: Turn) -> None:
     """W <- Q^T W, b <- b Q."""
-    weight = as_matrix(module, module.weight)
-    weight.copy_(turn(weight.double().T).T)
+    _turn_rows(as_matrix(module, module.weight).T, turn)
     _turn_bias(module, turn)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from letheon.lowbit.activations import ActivationGrids
 from letheon.models import DTYPES, ModelFolder, decoder_linears, names_in_folder, read_tensor
 from letheon.quantization.kept_blocks import KeptLayers
 from letheon.quantization.low_bit import LowBitModel
@@ -38,7 +39,13 @@ class _Renamed(Mapping[str, T]):
 
 
 def low_bit_model(
-    model: Any, files: Sequence[Path], *, original: ModelFolder, card: str, config: Mapping[str, Any]
+    model: Any,
+    files: Sequence[Path],
+    *,
+    original: ModelFolder,
+    card: str,
+    config: Mapping[str, Any],
+    grids: ActivationGrids | None = None,
 ) -> LowBitModel:
     """What is to be written of a model whose blocks are in files.
 
@@ -48,6 +55,7 @@ def low_bit_model(
         original: where it came from: names, dtypes, and what is only there (masks of older folders).
         card: text of the README.md.
         config: changes to config.json.
+        grids: of activations, keys and values while it runs.
     """
     kept = KeptLayers(files)
     in_files = names_in_folder(model, original)
@@ -74,6 +82,7 @@ def low_bit_model(
         layers=_Renamed(layers, kept.__getitem__),
         others=_Renamed({**names, **{name: name for name in alone}}, other),
         transposed=frozenset(turned),
+        grids=grids,
         config=config,
         card=card,
     )

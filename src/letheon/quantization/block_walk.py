@@ -6,6 +6,9 @@ they run, and each group hears what the groups before it have become. When a blo
 killed walk goes on with the next block and ends with the same bytes: what is kept is put into the model and both
 streams run through it once more.
 
+Where the model that is made will round its activations, keys and values, its stream rounds them too, so that a layer is
+solved for what it is going to hear. What a rotation leaves in the forward pass runs in both streams.
+
 A quantizer with a `prepare_block` may first change the whole block (norms and biases too) on the untouched stream. It
 gives back the weights that it has cut off, as they were before, so that the figures count what was lost by that.
 
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +32,15 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from letheon.errors import BadInput, CannotFinish
+from letheon.lowbit.activations import ActivationGrids, low_bit_activations
 from letheon.lowbit.architectures import BlockLayout, ModelLayout
+from letheon.lowbit.online import OnlineRotations
 from letheon.models import as_matrix
 from letheon.numerics.grids import CodebookGrid, Quantized, dequantize, quantize
 from letheon.quantization.factors import DampingRaised, NotPositiveDefinite, dead_inputs
 from letheon.quantization.kept_blocks import KeptBlock, keep_block, kept_block
 from letheon.quantization.statistics import Moments, Statistics
-from letheon.quantization.streams import Batch, first_batches, heard, mean_loss, through
+from letheon.quantization.streams import Batch, first_batches, heard, mean_divergence, mean_loss, through
 
 TOKENS_AT_ONCE = 16384
 """Of calibration text in one pass."""
@@ -52,10 +58,24 @@ class Walk:
     """Folder for what is done."""
     device: str = "cpu"
     stored: torch.dtype | None = None
-    """What a loader of the file makes of code times scale, and what norms are stored as; None: what the model has."""
+    """What a loader of the file makes of code times scale; None: what the model has."""
+    others: torch.dtype | None = None
+    """What it holds norms and biases as; None: what the model has."""
+    grids: ActivationGrids | None = None
+    """Of activations, keys and values in the model that is made: its stream runs on them."""
+    online: OnlineRotations = field(default_factory=OnlineRotations)
+    """What both streams rotate on their way, the weights being rotated to match."""
     may_fall_back: bool = False
     """Round a layer that cannot be solved to the nearest values instead of stopping."""
     progress: Callable[[int, int, str], None] = lambda done, total, text: None
+
+    def untouched(self) -> AbstractContextManager[None]:
+        """Inside, blocks do what they did before anything was rounded."""
+        return low_bit_activations(self.model, online=self.online)
+
+    def deployed(self) -> AbstractContextManager[None]:
+        """Inside, blocks round what flows through them as the file will."""
+        return low_bit_activations(self.model, grids=self.grids, online=self.online)
 
 
 @dataclass
@@ -71,6 +91,8 @@ class Walked:
     loss_before: float = 0.0
     """Mean next-token loss of the untouched model on the text, nats."""
     loss_after: float = 0.0
+    divergence: float = 0.0
+    """Mean KL of its predictions from the untouched model's on the text, nats a token."""
     fallen_back: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -91,18 +113,21 @@ def walk(asked: Walk) -> Walked:
         module = asked.model.get_submodule(block.name).to(asked.device)
         if path.is_file():
             kept = kept_block(path)
-            before = [through(asked.model, block, batch, device=asked.device) for batch in before]
+            with asked.untouched():
+                before = [through(asked.model, block, batch, device=asked.device) for batch in before]
             put_in(asked.model, kept, asked.stored)
         else:
             before, kept = _round_block(asked, block, before, now)
             keep_block(path, kept)
-        now = [through(asked.model, block, batch, device=asked.device) for batch in now]
+        with asked.deployed():
+            now = [through(asked.model, block, batch, device=asked.device) for batch in now]
         module.to("cpu")
         _note(result, block, kept, path, _difference(before, now))
         asked.progress(block.index + 1, len(asked.layout.blocks), block.name)
     result.loss_before, result.loss_after = (
         mean_loss(asked.model, asked.layout, batches, asked.ids, device=asked.device) for batches in (before, now)
     )
+    result.divergence = mean_divergence(asked.model, asked.layout, before, now, device=asked.device)
     return result
 
 
@@ -129,18 +154,20 @@ def _round_block(
     needs_drift = "drift" in asked.quantizer.needs
     first = [group[0] for group in block.groups]
     originals: list[dict[str, Tensor]] = []
-    if needs_drift:
-        for batch in before:
-            inputs = heard(asked.model, block, batch, first, device=asked.device)
-            originals.append({name: tensor.cpu() for name, tensor in inputs.items()})
-    behind = [through(asked.model, block, batch, device=asked.device) for batch in before]
     uncut: Mapping[str, Tensor] = {}
-    if hasattr(asked.quantizer, "prepare_block"):
-        uncut = asked.quantizer.prepare_block(asked.model, block, before, asked.device, stored=asked.stored)
+    with asked.untouched():
+        if needs_drift:
+            for batch in before:
+                inputs = heard(asked.model, block, batch, first, device=asked.device)
+                originals.append({name: tensor.cpu() for name, tensor in inputs.items()})
+        behind = [through(asked.model, block, batch, device=asked.device) for batch in before]
+        if hasattr(asked.quantizer, "prepare_block"):
+            uncut = asked.quantizer.prepare_block(asked.model, block, before, asked.device, stored=asked.others)
     layers: dict[str, Quantized] = {}
     figures: dict[str, Any] = {"layers": {}, "fallen_back": [], "warnings": []}
     for group in block.groups:
-        statistics = _statistics(asked, block, group[0], now, originals if needs_drift else None)
+        with asked.deployed():
+            statistics = _statistics(asked, block, group[0], now, originals if needs_drift else None)
         for name, layer, lost in _solved(asked, group, statistics, figures, uncut):
             layers[name], figures["layers"][name] = layer, lost
         for name in group:

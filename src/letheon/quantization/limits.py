@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from letheon.errors import BadInput
+from letheon.lowbit.activations import ActivationGrids
 from letheon.models import DTYPES, ModelFolder
 from letheon.numerics.grids import CodebookGrid, Grid, Quantized
 from letheon.quantization.low_bit import LowBitModel
@@ -37,6 +38,8 @@ class Plan:
     """The grid of these layers."""
     transposed: frozenset[str] = frozenset()
     """Layers whose weight is stored as (in, out): GPT-2's."""
+    grids: ActivationGrids | None = None
+    """Of linears' inputs, keys and values, where they are rounded as well."""
     online: tuple[str, ...] = ()
     """Transforms that stay in the forward pass, such as "R3" and "R4"."""
     has_group_index: bool = False
@@ -77,6 +80,10 @@ class Limits:
     """and a group's size of this, where it is not a row or the tensor."""
     has_group_index: bool = False
     """Whether a group may be of inputs that do not lie side by side."""
+    has_grids: bool = False
+    """Whether it can say how a linear's inputs, keys and values are rounded."""
+    has_online: bool = False
+    """Whether it can say what is rotated in the forward pass."""
     instead: str = "compressed_tensors"
     """The format to propose for what this one lacks."""
 
@@ -87,7 +94,8 @@ class Limits:
 
     def problems(self, plan: Plan) -> list[str]:
         """Every fault of the plan."""
-        found = _online(plan, self.format)
+        found = [] if self.has_online else _online(plan, self.format)
+        found += [] if self.has_grids else _grids(plan, self.format)
         if plan.transposed:
             found.append(
                 f"{_named(sorted(plan.transposed), 'is', 'are')} stored as (in, out), which no file of format "
@@ -176,8 +184,8 @@ def stored_dtype(folder: ModelFolder) -> str:
 
 
 def check_dense(plan: Plan, name: str) -> None:
-    """The one limit of a dense folder. Raises BadInput for transforms in the forward pass."""
-    if problems := _online(plan, name):
+    """The limits of a dense folder. Raises BadInput for anything that happens in the forward pass alone."""
+    if problems := _online(plan, name) + _grids(plan, name):
         raise BadInput(problems)
 
 
@@ -187,6 +195,15 @@ def _online(plan: Plan, name: str) -> list[str]:
     return [
         f"the rotation keeps {', '.join(plan.online)} in the forward pass, which no file of format {name} can say: "
         "other software would compute nonsense. Rotate with R1 and R2 alone, which go into the weights"
+    ]
+
+
+def _grids(plan: Plan, name: str) -> list[str]:
+    if plan.grids is None:
+        return []
+    return [
+        f"a file of format {name} cannot say how activations, keys and values are rounded: other software would not "
+        "round them. Use --format compressed_tensors, or --act-bits 16 --kv-bits 16"
     ]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from letheon.lowbit.activations import ActivationGrids
 from letheon.models import ModelFolder
 from letheon.numerics.grids import Quantized
 
@@ -27,6 +28,8 @@ class LowBitModel:
     """Name in the files -> every other tensor (embeddings, norms, biases, head), as it is to be stored."""
     transposed: frozenset[str] = frozenset()
     """Layers whose weight is stored as (in, out): GPT-2's."""
+    grids: ActivationGrids | None = None
+    """Of linears' inputs, keys and values while it runs; None: they are left alone."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Changes to config.json, such as untied embeddings after a rotation."""
     card: str = ""

@@ -18,8 +18,10 @@ from typing import Any
 from torch import Tensor
 
 from letheon.errors import BadInput
+from letheon.lowbit.activations import install
 from letheon.methods import load, names
 from letheon.models import ModelFolder, check_loaded, inspect_model, load_model, read_folder
+from letheon.quantization.activation_config import read_grids
 from letheon.quiet import quiet_transformers
 
 _BUFFERS = ("rotary_emb.inv_freq", ".attn.bias", ".masked_bias", ".attention.bias")
@@ -67,6 +69,8 @@ def read_low_bit(path: Path, *, role: str = "MODEL") -> LowBitFile:
             f"{role} {path}: quant_method {method!r} is not read. Readable: {readable}, and folders that are not "
             "quantized. Convert it with the software it was made with"
         )
+    if methods[method] == "compressed_tensors":
+        read_grids(folder)
     return LowBitFile(folder, methods[method])
 
 
@@ -101,6 +105,8 @@ def _gguf_file(path: Path, role: str) -> Path | None:
 
 def load_low_bit(path: Path, *, device: str = "cpu") -> Any:
     """The model of a low-bit file in float32 and evaluation mode, as an audit asks it.
+
+    Where the file says that activations, keys and values are rounded, hooks on the model round them from then on.
 
     Raises:
         BadInput: what `read_low_bit` refuses, or weights that are missing or of another shape than the configuration
@@ -138,4 +144,6 @@ def load_low_bit(path: Path, *, device: str = "cpu") -> Any:
         )
     if (found.folder.path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(found.folder.path), local_files_only=True)
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    install(model, grids=read_grids(found.folder))
+    return model

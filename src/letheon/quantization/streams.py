@@ -116,6 +116,24 @@ def mean_loss(
     return total / (ids.shape[0] * (ids.shape[1] - 1))
 
 
+@torch.no_grad()
+def mean_divergence(
+    model: Any, layout: ModelLayout, before: Sequence[Batch], now: Sequence[Batch], *, device: str
+) -> float:
+    """Mean KL(p || q) over all tokens, nats: p is predicted from the states of `before`, q from those of `now`.
+
+    At least 0, and 0 for equal states. Where a loss on text may fall by chance, this does not.
+    """
+    norm, head = on(model.get_submodule(layout.final_norm), device), on(model.get_output_embeddings(), device)
+    total, tokens = 0.0, 0
+    for one, other in zip(before, now, strict=True):
+        for hidden, changed in zip(one.hidden, other.hidden, strict=True):
+            p, q = (head(norm(states.to(device))).float().log_softmax(-1) for states in (hidden, changed))
+            total += float(nn.functional.kl_div(q, p, reduction="sum", log_target=True))
+            tokens += len(hidden)
+    return total / tokens
+
+
 def _call(model: Any, block: BlockLayout, batch: Batch, device: str) -> Any:
     return model.get_submodule(block.name)(batch.hidden.to(device), *batch.beside, **batch.named)
 

@@ -12,14 +12,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from letheon.lowbit.architectures import BlockLayout, ModelLayout, model_layout
+from letheon.methods import name_of
 from letheon.models import DTYPES, as_matrix
 from letheon.numerics.grids import quantize
 from letheon.quantization.block_walk import TOKENS_AT_ONCE
-from letheon.quantization.pipeline import Request
 from letheon.quantization.plain_rounding import round_layers
+from letheon.quantization.request import Request
 from letheon.quantization.saving import SHARD_BYTES
 from letheon.quantization.streams import Batch, first_batches, heard, mean_loss, through
 from letheon.recipes.estimates import Estimate, by_part, time_of
@@ -34,8 +35,12 @@ def of_quantize(request: Request) -> Estimate:
     """From what the checks of the verb found."""
     device, calibration = request.device, request.calibration()
     with Rehearsal(device) as rehearsal:
-        model = rehearsal.model(request.folder, "float32" if device == "cpu" else "stored")
+        is_rotated = name_of(request.rotation) != "none"
+        model = rehearsal.model(request.folder, "float32" if device == "cpu" or is_rotated else "stored")
         layout = model_layout(model)
+        if layout.is_tied and getattr(request.rotation, "residual", False):  # the head gets weights of its own
+            head = model.get_submodule(layout.head)
+            head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
         rehearsal.start_counting()
         work, extra = Work(), 0.0
         if calibration is None:

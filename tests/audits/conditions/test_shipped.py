@@ -12,6 +12,9 @@ import torch
 from letheon.audits.conditions.shipped import Shipped
 from letheon.errors import NotMeasured
 from letheon.models import inspect_model, load_model
+from letheon.quantization.pipeline import quantize
+from letheon.quantization.reading import inspect_any, load_any
+from letheon.runs.progress import Progress
 from tests.architectures.models import ARCHITECTURES, make_model, save_model_folder, saved
 from tests.toys import bits
 
@@ -40,6 +43,33 @@ def test_it_equals_loading_that_folder(name: str, dtype: torch.dtype, tmp_path: 
     assert state_bits(model) == before
 
 
+@pytest.mark.parametrize("name", ["llama_tied", "llama_grouped", "gemma"])
+def test_a_rotated_file_that_rounds_on_its_way_is_asked_as_it_runs(name: str, tmp_path: Path) -> None:
+    made = quantize(
+        saved(name), rotation="hadamard", act_bits=4, kv_bits=3, out=tmp_path, progress=Progress(quiet=True)
+    )
+    folder = inspect_model(saved(name))
+    model = load_model(folder.path)
+    before, said = state_bits(model), bits(logits(model))
+    with Shipped(path=made.folder).applied(model, folder):
+        assert bits(logits(model)) == bits(logits(load_any(made.folder))) != said
+    assert state_bits(model) == before and bits(logits(model)) == said
+    is_tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert is_tied == model.config.tie_word_embeddings
+
+
+def test_a_file_that_rounds_otherwise_is_not_asked_through_the_audited_ones_rounding(tmp_path: Path) -> None:
+    packed = [
+        quantize(saved("llama"), act_bits=act, out=tmp_path / str(act), progress=Progress(quiet=True)).folder
+        for act in (4, 8)
+    ]
+    folder, model = inspect_any(packed[0]), load_any(packed[0])
+    with pytest.raises(NotMeasured, match="does not round it alike"), Shipped(path=packed[1]).applied(model, folder):
+        pass
+    with Shipped(path=packed[0]).applied(model, folder):
+        assert bits(logits(model)) == bits(logits(load_any(packed[0])))
+
+
 def test_the_audited_weights_come_back_when_something_goes_wrong_inside(tmp_path: Path) -> None:
     ships = save_model_folder(make_model("llama", seed=5), tmp_path)
     folder = inspect_model(saved("llama"))
@@ -52,7 +82,7 @@ def test_the_audited_weights_come_back_when_something_goes_wrong_inside(tmp_path
 
 @pytest.mark.parametrize(
     ("name", "setting"),
-    [("qwen2", "model_type"), ("llama_tied", "tie_word_embeddings"), ("llama_grouped", "num_key_value_heads")],
+    [("qwen2", "model_type"), ("llama_grouped", "num_key_value_heads")],
 )
 def test_another_architecture_is_not_measured(name: str, setting: str) -> None:
     folder = inspect_model(saved("llama"))

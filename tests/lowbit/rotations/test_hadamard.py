@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, MixtralConfig
 
 from letheon.errors import BadInput
+from letheon.lowbit import rotating
 from letheon.lowbit.activations import install, low_bit_activations
 from letheon.lowbit.architectures import block_layout, gain, model_layout
 from letheon.lowbit.online import MARKER, read_online
@@ -278,3 +279,13 @@ def test_a_damaged_marker_is_refused() -> None:
     with pytest.raises(BadInput, match="letheon_rotation is damaged"):
         read_online(model.config)
     assert not read_online(make_model("llama").config).down
+
+
+@pytest.mark.parametrize("name", ["llama_tied", "gpt2", "gpt_neox"])
+def test_a_few_rows_at_a_time_are_all_of_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pieces = lively(name), lively(name)
+    HadamardRotation().rotate(model)
+    monkeypatch.setattr(rotating, "_AT_ONCE", 100)  # three rows of 32, and a part at the end
+    HadamardRotation().rotate(pieces)
+    for one, other in zip(model.parameters(), pieces.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

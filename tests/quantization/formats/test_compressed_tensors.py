@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,16 @@ from letheon.numerics.grids import Grid, Quantized, dequantize, quantize
 from letheon.quantization.packing import pack
 from letheon.quantization.reading import load_low_bit, read_low_bit
 from tests.architectures.models import ARCHITECTURES, saved
-from tests.quantization.low_bit import in_memory, low_bit_model, plan_of, same_bits, tiny_llama, written
+from tests.quantization.low_bit import (
+    config_of,
+    edit_config,
+    in_memory,
+    low_bit_model,
+    plan_of,
+    same_bits,
+    tiny_llama,
+    written,
+)
 from tests.quantization.test_packing import by_single_bits, ten_to_a_word
 from tests.toys import bits
 
@@ -31,17 +39,6 @@ REINSTATED = "ignore:You passed `quantization_config` or equivalent:UserWarning"
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "model.safetensors")
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return found
-
-
-def edit_config(folder: Path, **changes: Any) -> None:
-    config = config_of(folder)
-    config["quantization_config"] |= changes
-    (folder / "config.json").write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize("group", ["row", "tensor", 32])
@@ -231,12 +228,15 @@ def test_what_is_not_this_model_without_the_rest_is_refused(tmp_path: Path) -> N
         ({"format": "nvfp4-pack-quantized"}, r"'nvfp4-pack-quantized' is not read\. Readable: pack-quantized, int-"),
         (
             {"kv_cache_scheme": {"num_bits": 8}, "format": "pack-quantized"},
-            "has kv_cache_scheme as well, so its weights alone are not this model",
+            "has kv_cache_scheme with type None, which is not run here",
         ),
-        ({"transform_config": {"config_groups": {}}, "kv_cache_scheme": None}, "has transform_config as well"),
+        (
+            {"transform_config": {"config_groups": {}}, "kv_cache_scheme": None},
+            "has transform_config, which is not run here, and its weights alone are not this model",
+        ),
         (
             {"config_groups": {"g": {**group, "input_activations": {"num_bits": 8}}}, "transform_config": None},
-            "has input_activations as well",
+            "has input_activations with type None",
         ),
         ({"config_groups": {"g": {**group, "targets": ["Conv"]}}}, r"layer model\.layers\.0.*: no group .* names it"),
         (

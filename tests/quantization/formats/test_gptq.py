@@ -17,7 +17,7 @@ from letheon.methods import build
 from letheon.numerics.grids import Grid, dequantize, quantize
 from letheon.quantization.reading import load_low_bit, read_low_bit
 from tests.architectures.models import saved
-from tests.quantization.low_bit import in_memory, low_bit_model, plan_of, same_bits, tiny_llama, written
+from tests.quantization.low_bit import config_of, in_memory, low_bit_model, plan_of, same_bits, tiny_llama, written
 from tests.quantization.test_packing import by_single_bits
 from tests.toys import bits
 
@@ -27,11 +27,6 @@ HALF: dict[str, Any] = {"scale_dtype": "float16"}
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "model.safetensors")
-
-
-def config_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return found
 
 
 @pytest.mark.parametrize("checkpoint", ["gptq", "gptq_v2"])

@@ -1,7 +1,9 @@
 """The very file that ships, where it is another one than the file under audit.
 
 The weights are read from that folder into the same architecture, and those of the audited file put back afterwards. So
-its configuration must be that of the audited file, but for what says how numbers are stored.
+its configuration must be that of the audited file, but for what says how numbers are stored, and in which basis: a head
+that a rotation has untied has weights of its own as long as the shipped file is asked. Where that file rounds what
+flows through it, so does the model.
 
 Source: this project.  Checked against: the shipped folder loaded by itself.
 """
@@ -9,7 +11,7 @@ Source: this project.  Checked against: the shipped folder loaded by itself.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,11 @@ from typing import Any
 import torch
 
 from letheon.errors import NotMeasured
+from letheon.lowbit.activations import low_bit_activations
+from letheon.lowbit.online import MARKER
 from letheon.models import ModelFolder
-from letheon.quantization.reading import load_any
+from letheon.quantization.activation_config import read_grids
+from letheon.quantization.reading import inspect_any, load_any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +49,42 @@ class Shipped:
         shipped = load_any(self.path, device=str(model.device))
         if differing := _differing(model.config.to_dict(), shipped.config.to_dict()):
             raise NotMeasured(f"{self.path} is not the same architecture: its config.json has another {differing[0]}")
+        own, grids = read_grids(folder), read_grids(inspect_any(self.path, role="SHIPPED"))
+        if own is not None and own != grids:
+            raise NotMeasured(
+                f"{folder.path} rounds what flows through it, and {self.path} does not round it alike. Audit the "
+                "full-precision folder, with this one as --shipped"
+            )
         kept = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        try:
-            _load(model, shipped.state_dict())
-            yield
-        finally:
-            _load(model, kept)
+        with (
+            _tied_as(model, shipped),
+            low_bit_activations(model, grids=grids) if own is None and grids else nullcontext(),
+        ):
+            try:
+                _load(model, shipped.state_dict())
+                yield
+            finally:
+                _load(model, kept)
 
 
-_STORAGE = {"transformers_version", "dtype", "torch_dtype", "use_cache"}
-"""What a configuration says that changes no number."""
+_STORAGE = {"transformers_version", "dtype", "torch_dtype", "use_cache", "tie_word_embeddings", MARKER}
+"""What a configuration says that changes no number, or that is looked at by itself."""
+
+
+@contextmanager
+def _tied_as(model: Any, other: Any) -> Iterator[None]:
+    """Inside, the head has weights of its own where the other model's has."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    is_tied = head.weight is embedding.weight
+    if not is_tied or other.get_output_embeddings().weight is other.get_input_embeddings().weight:
+        yield
+        return
+    shared = head.weight
+    head.weight = torch.nn.Parameter(shared.detach().clone(), requires_grad=shared.requires_grad)
+    try:
+        yield
+    finally:
+        head.weight = shared
 
 
 def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -54,6 +54,12 @@ class AdaptiveRotation:
     """Of keys and values: asym, per token and head."""
     residual: bool = True
     """R1 for the whole model. Unties a tied head: the file grows by an embedding."""
+    values: bool = True
+    """Whether R2 may be chosen."""
+    keys: bool = True
+    """Whether R3 may be."""
+    down: bool = True
+    """Whether R4 may be; needs a runtime that knows it."""
     plain: bool = False
     """Try the Hadamard matrix without signs as a third candidate."""
     least_gain: float = 0.01
@@ -66,6 +72,10 @@ class AdaptiveRotation:
     needs: ClassVar[tuple[str, ...]] = ("calibration",)
 
     def __post_init__(self) -> None:
+        require(
+            bool(self.sites),
+            "an adaptive rotation with every site off does nothing. Use rotation none, or switch a site on",
+        )
         for name in ("bits", "input_bits", "cache_bits"):
             bits = getattr(self, name)
             require(
@@ -81,7 +91,7 @@ class AdaptiveRotation:
     @property
     def sites(self) -> tuple[str, ...]:
         """Those that may be rotated."""
-        return SITES if self.residual else _CHOSEN
+        return tuple(site for site in SITES if getattr(self, site))
 
     def check(self, model: Any) -> None:
         """Refuse, with all reasons, a model that cannot be rotated; its weights are not needed for that."""
@@ -101,7 +111,7 @@ class AdaptiveRotation:
         if self.residual:
             is_untied = fold_norms(model, layout)
             rotate_residual(model, layout, site_rotation("residual", sizes["residual"], seed=self.seed))
-        candidates = {site: self._candidates(site, sizes[site]) for site in _CHOSEN}
+        candidates = {site: self._candidates(site, sizes[site]) for site in _CHOSEN if getattr(self, site)}
         grids = SiteGrids(
             weights=Grid(bits=self.bits), inputs=TokenGrid(bits=self.input_bits), cache=TokenGrid(bits=self.cache_bits)
         )
@@ -114,7 +124,7 @@ class AdaptiveRotation:
                 chosen=self.choose(errors[block.index, site]),
             )
             for block in layout.blocks
-            for site in _CHOSEN
+            for site in candidates
         )
         online = _apply(model, layout.blocks, candidates, choices)
         mark_rotated(model, describe(self), online)
@@ -138,11 +148,11 @@ def _apply(
     chosen = {(choice.block, choice.site): candidates[choice.site][choice.chosen] for choice in choices}
     keys, down = {}, {}
     for block in blocks:
-        if (rotation := chosen[block.index, "values"]) is not None:
+        if (rotation := chosen.get((block.index, "values"))) is not None:
             rotate_values(model, block, rotation)
-        if (rotation := chosen[block.index, "keys"]) is not None:
+        if (rotation := chosen.get((block.index, "keys"))) is not None:
             keys[block.index] = rotation
-        if (rotation := chosen[block.index, "down"]) is not None:
+        if (rotation := chosen.get((block.index, "down"))) is not None:
             rotate_down(model, block, rotation)
             down[block.index] = rotation
     return OnlineRotations(keys=keys, down=down)

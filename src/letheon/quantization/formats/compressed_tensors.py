@@ -10,11 +10,20 @@ Symmetric files (sym, sym_clipped, sym_centred) are opened by `from_pretrained` 
 CompressedTensorsConfig(dequantize=True), because transformers takes the packed zero points for unpacked ones. The
 scales are in the dtype of the model, so a bfloat16 model needs a grid of bfloat16 scales.
 
+Inputs of linears, keys and values on low bits (a token's own scale, a head's of keys and values) are written as
+`input_activations` and `kv_cache_scheme`, and transformers rounds them as it runs. This wants symmetric weights, since
+the other way to open the folder leaves activations alone, and keys that a linear of their own makes.
+Weights of 8 bits a row with inputs of 8 bits (W8A8) are int-quantized, one byte a weight, which is what vLLM's kernels
+for them read:
+    p.weight             int8 (out, in)                 code q
+
 Also read: int-quantized and naive-quantized weights of whole numbers, 3 bits ten to a word, groups by index (older
-files). Not read: quantized activations or keys and values (its weights alone are not that model), floating-point codes.
+files). Not read: activations on fixed scales or other grids, transforms, floating-point codes: what the weights alone
+say would not be that model.
 
 Source: compressed-tensors 0.20; its layout, not its code.
-Checked against: its own packer, and models loaded by transformers in a fresh process: weights and 64 tokens equal.
+Checked against: its own packer, and models loaded by transformers in a fresh process: weights and 64 tokens equal, with
+activations and cache on low bits too. vLLM was not run.
 """
 
 from __future__ import annotations
@@ -31,6 +40,7 @@ from torch import Tensor
 from letheon.errors import BadInput
 from letheon.models import ModelFolder
 from letheon.numerics.grids import Grid, Quantized
+from letheon.quantization.activation_config import grid_problems, head_dim, read_grids, with_grids
 from letheon.quantization.limits import HELD, Limits, Plan, layer_plan, stored_dtype, stored_exactly
 from letheon.quantization.low_bit import LowBitModel
 from letheon.quantization.packing import pack, stands_ten_to_a_word, unpack, unpack_tens, unsigned
@@ -77,7 +87,7 @@ class CompressedTensors:
 
     def check(self, plan: Plan) -> None:
         """Raise BadInput for what the file cannot hold, before anything is solved."""
-        _limits(plan.original.dtype).check(plan)
+        _limits(plan.original.dtype).check(plan, *grid_problems(plan))
 
     def write(self, model: LowBitModel, target: Path) -> None:
         """Write the model into an empty folder.
@@ -88,12 +98,15 @@ class CompressedTensors:
         """
         folder = FolderWriter(target, model)
         groups: dict[tuple[int, bool, int | None], list[str]] = {}
-        folder.write_shards(_tensors(model, folder, groups))
+        is_whole = _is_whole(model)
+        folder.write_shards(_tensors(model, folder, groups, is_whole=is_whole))
         is_symmetric = all(symmetric for _, symmetric, _ in groups)
-        folder.finish(
-            quantization=_config(groups, ignore=[folder.head, *folder.left_dense]),
-            load=_LOAD if is_symmetric else _LOAD_ASYMMETRIC,
+        said = _config(
+            groups, layout="int-quantized" if is_whole else "pack-quantized", ignore=[folder.head, *folder.left_dense]
         )
+        if model.grids is not None:
+            said = with_grids(said, model.grids, head_dim=head_dim(model.original))
+        folder.finish(quantization=said, load=_LOAD if is_symmetric else _LOAD_ASYMMETRIC)
 
     @staticmethod
     def read(folder: ModelFolder) -> Iterator[tuple[str, Tensor]]:
@@ -117,11 +130,17 @@ class CompressedTensors:
 
 
 def _limits(dtype: str) -> Limits:
-    return Limits(format="compressed_tensors", bits=(2, 3, 4, 5, 6, 7, 8), scale_dtype=dtype, instead="dense")
+    return Limits(
+        format="compressed_tensors", bits=(2, 3, 4, 5, 6, 7, 8), scale_dtype=dtype, has_grids=True, instead="dense"
+    )
 
 
 def _tensors(
-    model: LowBitModel, folder: FolderWriter, groups: dict[tuple[int, bool, int | None], list[str]]
+    model: LowBitModel,
+    folder: FolderWriter,
+    groups: dict[tuple[int, bool, int | None], list[str]],
+    *,
+    is_whole: bool,
 ) -> Iterator[tuple[str, Tensor]]:
     """What the files hold, layer by layer; `groups` learns which layers are packed alike."""
     limits, dtype = _limits(model.original.dtype), getattr(torch, model.original.dtype)
@@ -133,8 +152,28 @@ def _tensors(
         is_symmetric = grid.scheme != "asym"
         size = grid.group if isinstance(grid.group, int) else None
         groups.setdefault((grid.bits, is_symmetric, size), []).append(name)
-        for part, tensor in _packed(name, layer, grid, is_symmetric, dtype).items():
+        parts = _whole(name, layer, dtype) if is_whole else _packed(name, layer, grid, is_symmetric, dtype)
+        for part, tensor in parts.items():
             yield f"{name}.{part}", tensor
+
+
+def _is_whole(model: LowBitModel) -> bool:
+    """Whether weights are stored a byte each: 8 bits a row, symmetric, beside inputs of 8 bits."""
+    if model.grids is None or model.grids.inputs.bits != 8:
+        return False
+    grids = [layer.grid for layer in model.layers.values()]
+    return all(
+        isinstance(grid, Grid) and grid.bits == 8 and not isinstance(grid.group, int) and grid.scheme != "asym"
+        for grid in grids
+    )
+
+
+def _whole(name: str, layer: Quantized, dtype: torch.dtype) -> dict[str, Tensor]:
+    parts = unsigned(layer)
+    return {
+        "weight": (parts.codes.to(torch.int16) - 128).to(torch.int8),
+        "weight_scale": stored_exactly(name, parts.scale, dtype),
+    }
 
 
 def _packed(name: str, layer: Quantized, grid: Grid, is_symmetric: bool, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -149,7 +188,9 @@ def _packed(name: str, layer: Quantized, grid: Grid, is_symmetric: bool, dtype: 
     return packed
 
 
-def _config(groups: Mapping[tuple[int, bool, int | None], list[str]], *, ignore: list[str]) -> dict[str, Any]:
+def _config(
+    groups: Mapping[tuple[int, bool, int | None], list[str]], *, layout: str, ignore: list[str]
+) -> dict[str, Any]:
     """`quantization_config`: one group of layers for each way of packing; where there is one, it is all linears."""
     made = {}
     for number, ((bits, is_symmetric, size), names) in enumerate(groups.items()):
@@ -169,7 +210,7 @@ def _config(groups: Mapping[tuple[int, bool, int | None], list[str]], *, ignore:
         }
     return {
         "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
+        "format": layout,
         "quantization_status": "compressed",
         "ignore": ignore,
         "config_groups": made,
@@ -183,21 +224,7 @@ def _check_readable(folder: ModelFolder, config: Mapping[str, Any]) -> None:
             f"{folder.path}: compressed-tensors format {config.get('format')!r} is not read. "
             f"Readable: {', '.join(_READABLE)}"
         )
-    groups = config.get("config_groups") or {}
-    quantized = [
-        what
-        for what in ("input_activations", "output_activations")
-        if any(isinstance(group, dict) and group.get(what) for group in groups.values())
-    ]
-    if config.get("kv_cache_scheme"):
-        quantized.append("kv_cache_scheme")
-    if config.get("transform_config"):
-        quantized.append("transform_config")
-    if quantized:
-        raise BadInput(
-            f"{folder.path}: has {' and '.join(quantized)} as well, so its weights alone are not this model. "
-            "Audit the file with weights quantized and nothing else"
-        )
+    read_grids(folder)
 
 
 def _arguments(layer: StoredLayer, config: Mapping[str, Any]) -> Mapping[str, Any]:

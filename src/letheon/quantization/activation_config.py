@@ -1,0 +1,130 @@
+"""How a compressed-tensors folder says what is rounded while the model runs, and what it says of that.
+
+In `quantization_config` of config.json, with b bits:
+    config_groups.*.input_activations   {"num_bits": b, "strategy": "token", "dynamic": true, "symmetric": false, ...}
+    kv_cache_scheme                     {"num_bits": b, "strategy": "group", "group_size": head_dim, ...}
+A group of head_dim channels is one head of one token; what the package calls a token's strategy would share a scale
+over time there, and decoding would not be a whole pass. Both take the range of what is there, 0 included, without a
+clip ratio: `TokenGrid(bits=b)`.
+
+Source: compressed-tensors 0.20; its names, not its code.
+Checked against: transformers with that package, every architecture it reaches: logits equal bit by bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from letheon.errors import BadInput
+from letheon.lowbit.activations import ActivationGrids
+from letheon.models import ModelFolder
+from letheon.numerics.token_grids import TokenGrid
+from letheon.quantization.limits import Plan
+
+_ARGUMENTS = {"type": "int", "symmetric": False, "dynamic": True}
+
+
+def grid_problems(plan: Plan) -> list[str]:
+    """Faults of activations, keys and values that these files cannot say."""
+    grids = plan.grids
+    if grids is None:
+        return []
+    found = []
+    if getattr(plan.grid, "scheme", "") == "asym":
+        found.append(
+            "asymmetric weights are opened in a way that leaves activations, keys and values alone. Use "
+            "--method.scheme sym, or --act-bits 16 --kv-bits 16"
+        )
+    if not grids.keys.is_off and any("query_key_value" in name for name in plan.shapes):
+        found.append(
+            "compressed-tensors does not find the keys that a fused layer makes, so they would not be rounded. Use "
+            "--kv-bits 16"
+        )
+    plain = ActivationGrids(
+        inputs=TokenGrid(bits=grids.inputs.bits),
+        keys=TokenGrid(bits=grids.keys.bits),
+        values=TokenGrid(bits=grids.keys.bits),
+    )
+    if grids != plain:
+        found.append(
+            "files of format compressed_tensors have asymmetric token grids without clip ratio, groups or exceptions"
+        )
+    return found
+
+
+def with_grids(config: Mapping[str, Any], grids: ActivationGrids, *, head_dim: int) -> dict[str, Any]:
+    """`quantization_config` with the grids in it."""
+    said = dict(config)
+    if not grids.inputs.is_off:
+        inputs = {"num_bits": grids.inputs.bits, **_ARGUMENTS, "strategy": "token"}
+        # Weights beside activations are stored a byte each unless a group says otherwise.
+        said["config_groups"] = {
+            name: {**group, "format": said["format"], "input_activations": inputs}
+            for name, group in said["config_groups"].items()
+        }
+    if not grids.keys.is_off:
+        said["kv_cache_scheme"] = {
+            "num_bits": grids.keys.bits,
+            **_ARGUMENTS,
+            "strategy": "group",
+            "group_size": head_dim,
+        }
+    return said
+
+
+def read_grids(folder: ModelFolder) -> ActivationGrids | None:
+    """What is rounded while the model runs; None where nothing is, or the folder is of another format.
+
+    Raises:
+        BadInput: something else than dynamic grids of whole numbers, one for all linears.
+    """
+    config = folder.config.get("quantization_config")
+    if not isinstance(config, Mapping) or config.get("quant_method") != "compressed-tensors":
+        return None
+    groups = [group for group in (config.get("config_groups") or {}).values() if isinstance(group, Mapping)]
+    inputs = [group.get("input_activations") for group in groups]
+    said = [
+        what
+        for what, is_there in (
+            ("output_activations", any(group.get("output_activations") for group in groups)),
+            ("transform_config", bool(config.get("transform_config"))),
+        )
+        if is_there
+    ]
+    if said or any(one != inputs[0] for one in inputs):
+        raise _unreadable(folder, " and ".join(said) or "several kinds of input_activations")
+    first = inputs[0] if inputs else None
+    cache = config.get("kv_cache_scheme")
+    if not first and not cache:
+        return None
+    keys = _grid(folder, "kv_cache_scheme", cache, {"strategy": "group", "group_size": head_dim(folder)})
+    return ActivationGrids(
+        inputs=_grid(folder, "input_activations", first, {"strategy": "token"}), keys=keys, values=keys
+    )
+
+
+def head_dim(folder: ModelFolder) -> int:
+    """Channels of a head, by the configuration."""
+    config = folder.config
+    found = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return int(found)
+
+
+def _grid(folder: ModelFolder, what: str, said: Any, wanted: Mapping[str, Any]) -> TokenGrid:
+    if not said:
+        return TokenGrid(bits=16)
+    bits = said.get("num_bits") if isinstance(said, Mapping) else None
+    if not isinstance(bits, int) or not 2 <= bits <= 8:
+        raise _unreadable(folder, f"{what} of {bits} bits")
+    for name, value in {**_ARGUMENTS, **wanted}.items():
+        if said.get(name) != value:
+            raise _unreadable(folder, f"{what} with {name} {said.get(name)}")
+    return TokenGrid(bits=bits)
+
+
+def _unreadable(folder: ModelFolder, what: str) -> BadInput:
+    return BadInput(
+        f"{folder.path}: has {what}, which is not run here, and its weights alone are not this model. Audit a file "
+        "whose activations are asymmetric with a token's own scale, or which has weights quantized and nothing else"
+    )

@@ -1,0 +1,134 @@
+"""What is done to a model before its weights are rounded, and to what flows through it while they are.
+
+A rotation is merged into the weights first, so the solvers see the basis in which the model ships. What nobody has said
+is filled in from the rest of the request: an adaptive rotation weighs its errors on the grids that are asked for, and
+parts that would stay in the forward pass (R3, R4) are left out, since other software would open the folder without
+them. Who wants them says so, and then the format is asked whether its files can.
+
+Source: this project.  Checked against: the grids that a rotation is given; requests with every part said and unsaid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from letheon.data.batches import Batch
+from letheon.errors import require
+from letheon.lowbit.activations import ActivationGrids
+from letheon.lowbit.rotating import Rotated
+from letheon.methods import build_draft, name_of
+from letheon.models import decoder_linears
+from letheon.numerics.token_grids import TokenGrid
+
+TOKENS_AT_ONCE = 16384
+"""Of calibration text in one pass."""
+
+_SITES = {"keys": "R3", "down": "R4"}
+"""Sites of a rotation that stay in the forward pass, and what they are called."""
+
+
+def activation_grids(act_bits: int, kv_bits: int) -> ActivationGrids | None:
+    """The grids of linears' inputs, and of keys and values; None where both are off.
+
+    Files have no clip ratio, so there is none: the range of a token is what it holds.
+
+    Raises:
+        BadInput: bits that do not exist.
+    """
+    known = (2, 3, 4, 5, 6, 7, 8, 16)
+    for name, bits in (("act_bits", act_bits), ("kv_bits", kv_bits)):
+        require(bits in known, f"{name} {bits} does not exist. Use 2 to 8, or 16 to leave these values as they are")
+    if act_bits == kv_bits == 16:
+        return None
+    cache = TokenGrid(bits=kv_bits)
+    return ActivationGrids(inputs=TokenGrid(bits=act_bits), keys=cache, values=cache)
+
+
+def fitting_rotation(given: Any, *, bits: int, act_bits: int, kv_bits: int) -> Any:
+    """The rotation with what nobody has said filled in. Raises BadInput, UnknownName: what a method refuses.
+
+    Args:
+        given: a rotation as the user spelled it.
+        bits: of the weights; 16 where they are not on a uniform grid.
+        act_bits: of linears' inputs.
+        kv_bits: of keys and values.
+    """
+    rotation = build_draft("rotation", given, where="rotation").checked()
+    if not isinstance(given, str | Mapping):  # an instance says everything
+        return rotation
+    said = set(given) if isinstance(given, Mapping) else set()
+    filled = {"bits": bits, "input_bits": act_bits, "cache_bits": kv_bits, **dict.fromkeys(_SITES, False)}
+    open_ones = {one.name for one in fields(rotation)} - said
+    return replace(rotation, **{name: value for name, value in filled.items() if name in open_ones})
+
+
+def left_out(given: Any, rotation: Any) -> str:
+    """What is to be said about parts of a rotation that were left out because nobody asked for them; or nothing."""
+    said = set(given) if isinstance(given, Mapping) else set()
+    names = [name for name in _SITES if hasattr(rotation, name) and name not in said]
+    if not names or not isinstance(given, str | Mapping):
+        return ""
+    parts = " and ".join(_SITES[name] for name in names)
+    options = " and ".join(f"--rotation.{name} true" for name in names)
+    return (
+        f"rotation {name_of(rotation)} goes into the weights (R1, R2); {parts}, which would stay in the forward pass "
+        f"and other software may not run, left out ({options} to have them)"
+    )
+
+
+def online_parts(rotation: Any, *, kv_bits: int) -> tuple[str, ...]:
+    """What a rotation may leave in the forward pass: R3 only for keys of fewer than 16 bits."""
+    wanted = [name for name in _SITES if getattr(rotation, name, False) and (name != "keys" or kv_bits < 16)]
+    return tuple(_SITES[name] for name in wanted)
+
+
+def rotate(model: Any, rotation: Any, ids: Int64[Tensor, "sequences length"] | None, *, stored: torch.dtype) -> Rotated:
+    """Rotate in place; what is not going to be rounded to a grid is then as the file will hold it.
+
+    Args:
+        model: at full precision.
+        rotation: a method of kind rotation.
+        ids: calibration text; None where there is none.
+        stored: dtype in which a loader of the file holds embeddings, norms and head.
+    Raises:
+        BadInput: what the rotation refuses.
+    """
+    rotated: Rotated = rotation.rotate(model, [] if ids is None else unpadded_batches(ids))
+    if name_of(rotation) != "none":
+        rounded = {f"{name}.weight" for name in decoder_linears(model)}
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name not in rounded:
+                    parameter.copy_(parameter.to(stored))
+    return rotated
+
+
+def unpadded_batches(ids: Int64[Tensor, "sequences length"]) -> list[Batch]:
+    """Calibration text as batches of which every token is one."""
+    nothing = torch.empty(0, dtype=torch.long)
+    size = max(1, TOKENS_AT_ONCE // ids.shape[1])
+    return [
+        Batch(some, torch.ones_like(some), nothing, nothing, nothing, torch.arange(len(some)))
+        for some in torch.split(ids, size)
+    ]
+
+
+def describe_choices(rotated: Rotated) -> Sequence[Mapping[str, Any]]:
+    """What an adaptive rotation chose and why, as plain data for the record."""
+    return [
+        {
+            "block": choice.block,
+            "site": choice.site,
+            "chosen": choice.chosen,
+            "errors": {
+                name: {"weight": error.weight, "activation": error.activation} for name, error in choice.errors.items()
+            },
+        }
+        for choice in rotated.choices
+    ]
