@@ -142,7 +142,7 @@ def read_folder(path: Path, *, role: str = "MODEL", allow_quantized: bool = Fals
     if not isinstance(config, dict) or "model_type" not in config:
         raise BadInput(f"{role} {path / 'config.json'}: no 'model_type', so the architecture is unknown")
     problems = _code_problems(path, config, role)
-    if _stays_rotated(config):
+    if _stays_rotated(config) and not (allow_quantized and _says_transforms(config)):
         problems.append(
             f"{role} {path}: was rotated, and a part of the rotation stays in its forward pass (letheon_rotation in "
             "config.json): its weights alone are another model. Give the folder it was made from"
@@ -172,6 +172,12 @@ def _stays_rotated(config: Mapping[str, Any]) -> bool:
     marker = config.get("letheon_rotation")
     online = marker.get("online") if isinstance(marker, dict) else None
     return marker is not None and (not isinstance(online, dict) or any(online.values()))
+
+
+def _says_transforms(config: Mapping[str, Any]) -> bool:
+    """Whether its format says what is rotated while it runs."""
+    said = config.get("quantization_config")
+    return isinstance(said, dict) and bool(said.get("transform_config"))
 
 
 def _code_problems(path: Path, config: Mapping[str, Any], role: str) -> list[str]:

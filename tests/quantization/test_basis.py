@@ -193,6 +193,40 @@ print(json.dumps(found))
     assert len(set(ours)) > 10 and len(PROMPT) == 1
 
 
+@pytest.mark.parametrize("name", ["llama_grouped", "qwen2", "mistral"])
+@pytest.mark.parametrize("kind", ["hadamard", "adaptive"])
+def test_what_stays_in_the_forward_pass_is_run_by_the_package_as_by_us(
+    name: str, kind: str, text: Path, tmp_path: Path
+) -> None:
+    """The card's own lines, in a process that has never heard of letheon."""
+    rotation = {"name": kind, "down": True}
+    made = quantize(
+        saved(name),
+        method={"name": "gptq", "bits": 4},
+        rotation=rotation,
+        act_bits=4,
+        kv_bits=4,
+        calibration_data=text,
+        out=tmp_path / "run",
+    )
+    said = config_of(made.folder)["quantization_config"]["transform_config"]["config_groups"]
+    assert set(said) == {"R4"}
+    ours = load_any(made.folder)
+    assert made.loss_after == pytest.approx(loss_on(ours, text), rel=1e-5)
+    card = (made.folder / "README.md").read_text()
+    lines = [line[4:] for line in card.splitlines() if line.startswith("    ")]
+    script = "\n".join(["import json, sys, torch", "FOLDER = sys.argv[1]", *lines])
+    script += """
+ids = torch.arange(2, 34).reshape(2, 16)
+print(json.dumps(model(input_ids=ids).logits.tolist()))
+assert not any(name.startswith("letheon") for name in sys.modules)
+"""
+    theirs = torch.tensor(fresh(script, str(made.folder)))
+    torch.testing.assert_close(theirs, logits(ours), rtol=1e-4, atol=1e-4)
+    plain = AutoModelForCausalLM.from_pretrained(made.folder, dtype=torch.float32).eval()
+    assert not torch.allclose(logits(plain), logits(ours), atol=0.05), "the transforms change nothing"
+
+
 # --- what layers are solved for
 
 
@@ -246,7 +280,16 @@ def test_sites_that_are_off_are_not_rotated(text: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "said"),
     [
-        ("llama", {"rotation": {"name": "hadamard", "down": True}}, "keeps R4 in the forward pass, which no file of"),
+        (
+            "llama",
+            {"rotation": {"name": "hadamard", "down": True}, "format": "dense"},
+            "keeps R4 in the forward pass, which no file of format dense can say",
+        ),
+        (
+            "llama",
+            {"rotation": {"name": "hadamard", "keys": True}, "kv_bits": 4},
+            "rounds queries too where it rotates",
+        ),
         ("llama", {"rotation": "adaptive"}, "rotation 'adaptive' looks at what the layers hear"),
         ("llama", {"format": "gptq", "act_bits": 8}, "format gptq cannot say how activations, keys and values"),
         ("llama", {"format": "dense", "kv_bits": 8}, "format dense cannot say how activations"),

@@ -7,29 +7,49 @@ A group of head_dim channels is one head of one token; what the package calls a 
 over time there, and decoding would not be a whole pass. Both take the range of what is there, 0 included, without a
 clip ratio: `TokenGrid(bits=b)`.
 
+What is rotated before the MLP's last linear (R4) stands in `transform_config` with {"location": "input"}. Its matrix R
+times the square root of its width stands once in the files, since modules share it: down_proj.R4_input.weight.
+transformers 5.23 does not look at it, so the package's `apply_transform_config` has to be called: the card says how.
+Keys that are rotated behind the rotary embedding (R3) cannot be said: where the package rotates queries to match, it
+rounds them too.
+
 Source: compressed-tensors 0.20; its names, not its code.
-Checked against: transformers with that package, every architecture it reaches: logits equal bit by bit.
+Checked against: transformers with that package, every architecture it reaches: logits equal bit by bit; with transforms
+applied by the package to 1e-5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from letheon.errors import BadInput
 from letheon.lowbit.activations import ActivationGrids
+from letheon.lowbit.online import MARKER
 from letheon.models import ModelFolder
+from letheon.numerics.hadamard import Hadamard
 from letheon.numerics.token_grids import TokenGrid
 from letheon.quantization.limits import Plan
 
+_MATRIX = ".R4_input.weight"
 _ARGUMENTS = {"type": "int", "symmetric": False, "dynamic": True}
 
 
-def grid_problems(plan: Plan) -> list[str]:
-    """Faults of activations, keys and values that these files cannot say."""
-    grids = plan.grids
-    if grids is None:
-        return []
+def running_problems(plan: Plan) -> list[str]:
+    """Faults of what is to be rotated and rounded while it runs, and these files cannot say."""
+    found = []
+    if "R3" in plan.online:
+        found.append(
+            "compressed-tensors rounds queries too where it rotates keys (R3), which would be another model. Use "
+            "--rotation.keys false"
+        )
+    return found + ([] if plan.grids is None else _grid_problems(plan, plan.grids))
+
+
+def _grid_problems(plan: Plan, grids: ActivationGrids) -> list[str]:
     found = []
     if getattr(plan.grid, "scheme", "") == "asym":
         found.append(
@@ -73,6 +93,36 @@ def with_grids(config: Mapping[str, Any], grids: ActivationGrids, *, head_dim: i
     return said
 
 
+def with_transforms(config: Mapping[str, Any], down: Mapping[str, Hadamard]) -> dict[str, Any]:
+    """`quantization_config` with what is rotated while the model runs: linear -> R4."""
+    if not down:
+        return dict(config)
+    applied = {"targets": list(down), "location": "input", "inverse": False, "ignore": []}
+    scheme = {
+        "type": "random-hadamard",
+        "apply": [applied],
+        "randomize": False,
+        "requires_grad": False,
+        "head_dim": None,
+        "precision": "torch.float32",
+    }
+    return {**config, "transform_config": {"config_groups": {"R4": scheme}}}
+
+
+def transform_tensors(down: Mapping[str, Hadamard]) -> Iterator[tuple[str, Tensor]]:
+    """The matrix of R4 under its name in the files."""
+    if down:
+        first, *others = down.values()
+        # One transform of the package is one matrix for all its modules.
+        assert all(torch.equal(first.matrix(), other.matrix()) for other in others), "rotations differ between blocks"
+        yield f"{next(iter(down))}{_MATRIX}", (first.matrix() * first.size**0.5).float()
+
+
+def is_transform(name: str) -> bool:
+    """Whether a tensor of the files is the matrix of a transform."""
+    return name.endswith(_MATRIX)
+
+
 def read_grids(folder: ModelFolder) -> ActivationGrids | None:
     """What is rounded while the model runs; None where nothing is, or the folder is of another format.
 
@@ -88,7 +138,7 @@ def read_grids(folder: ModelFolder) -> ActivationGrids | None:
         what
         for what, is_there in (
             ("output_activations", any(group.get("output_activations") for group in groups)),
-            ("transform_config", bool(config.get("transform_config"))),
+            ("transform_config", bool(config.get("transform_config")) and MARKER not in folder.config),
         )
         if is_there
     ]

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from letheon.lowbit.activations import ActivationGrids
+from letheon.lowbit.architectures import block_layout
+from letheon.lowbit.online import OnlineRotations, layers_of
 from letheon.models import DTYPES, ModelFolder, decoder_linears, names_in_folder, read_tensor
 from letheon.quantization.kept_blocks import KeptLayers
 from letheon.quantization.low_bit import LowBitModel
@@ -46,6 +48,7 @@ def low_bit_model(
     card: str,
     config: Mapping[str, Any],
     grids: ActivationGrids | None = None,
+    online: OnlineRotations | None = None,
 ) -> LowBitModel:
     """What is to be written of a model whose blocks are in files.
 
@@ -56,6 +59,7 @@ def low_bit_model(
         card: text of the README.md.
         config: changes to config.json.
         grids: of activations, keys and values while it runs.
+        online: what it rotates while it runs.
     """
     kept = KeptLayers(files)
     in_files = names_in_folder(model, original)
@@ -75,6 +79,7 @@ def low_bit_model(
         dtype = DTYPES[entry.dtype] if entry is not None and entry.dtype in DTYPES else original.dtype
         return parameters[name].detach().cpu().to(getattr(torch, dtype))
 
+    _, down = layers_of(online or OnlineRotations(), block_layout(model))
     linears = decoder_linears(model)
     turned = {stored for stored, name in layers.items() if isinstance(linears[name], Conv1D)}
     return LowBitModel(
@@ -83,6 +88,7 @@ def low_bit_model(
         others=_Renamed({**names, **{name: name for name in alone}}, other),
         transposed=frozenset(turned),
         grids=grids,
+        down=down,
         config=config,
         card=card,
     )

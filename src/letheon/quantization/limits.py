@@ -194,7 +194,8 @@ def _online(plan: Plan, name: str) -> list[str]:
         return []
     return [
         f"the rotation keeps {', '.join(plan.online)} in the forward pass, which no file of format {name} can say: "
-        "other software would compute nonsense. Rotate with R1 and R2 alone, which go into the weights"
+        "other software would compute nonsense. Rotate with R1 and R2 alone, which go into the weights, or use "
+        "--format compressed_tensors"
     ]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from letheon.lowbit.activations import ActivationGrids
 from letheon.models import ModelFolder
 from letheon.numerics.grids import Quantized
+from letheon.numerics.hadamard import Hadamard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,8 @@ class LowBitModel:
     """Layers whose weight is stored as (in, out): GPT-2's."""
     grids: ActivationGrids | None = None
     """Of linears' inputs, keys and values while it runs; None: they are left alone."""
+    down: Mapping[str, Hadamard] = field(default_factory=dict)
+    """Linear -> R4, the rotation of its inputs while it runs; its weight is rotated to match."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Changes to config.json, such as untied embeddings after a rotation."""
     card: str = ""

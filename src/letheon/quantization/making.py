@@ -64,6 +64,7 @@ def make(request: Request, calibration: Calibration | None, stage: Stage, progre
         card=_card(request, found),
         config=_config(model, rotated),
         grids=request.grids,
+        online=rotated.online,
     )
     with replacing_folder(target) as temporary:
         writer.write(made, temporary)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from letheon.errors import BadInput
 from letheon.lowbit.activations import install
+from letheon.lowbit.online import read_online
 from letheon.methods import load, names
 from letheon.models import ModelFolder, check_loaded, inspect_model, load_model, read_folder
 from letheon.quantization.activation_config import read_grids
@@ -106,7 +107,7 @@ def _gguf_file(path: Path, role: str) -> Path | None:
 def load_low_bit(path: Path, *, device: str = "cpu") -> Any:
     """The model of a low-bit file in float32 and evaluation mode, as an audit asks it.
 
-    Where the file says that activations, keys and values are rounded, hooks on the model round them from then on.
+    Where the file says that something is rounded or rotated while it runs, hooks on the model do so from then on.
 
     Raises:
         BadInput: what `read_low_bit` refuses, or weights that are missing or of another shape than the configuration
@@ -145,5 +146,5 @@ def load_low_bit(path: Path, *, device: str = "cpu") -> Any:
     if (found.folder.path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(found.folder.path), local_files_only=True)
     model = model.to(device).eval()
-    install(model, grids=read_grids(found.folder))
+    install(model, grids=read_grids(found.folder), online=read_online(model.config))
     return model

@@ -64,7 +64,7 @@ def test_a_file_that_rounds_otherwise_is_not_asked_through_the_audited_ones_roun
         for act in (4, 8)
     ]
     folder, model = inspect_any(packed[0]), load_any(packed[0])
-    with pytest.raises(NotMeasured, match="does not round it alike"), Shipped(path=packed[1]).applied(model, folder):
+    with pytest.raises(NotMeasured, match="does not do it alike"), Shipped(path=packed[1]).applied(model, folder):
         pass
     with Shipped(path=packed[0]).applied(model, folder):
         assert bits(logits(model)) == bits(logits(load_any(packed[0])))

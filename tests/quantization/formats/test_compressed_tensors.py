@@ -264,7 +264,7 @@ def test_groups_may_name_their_layers_by_pattern(tmp_path: Path) -> None:
     [
         (Grid(bits=16), {}, "16 bits has no codes"),
         (Grid(scale_dtype="float16"), {"has_group_index": True}, "no place for groups of inputs"),
-        (Grid(), {"online": ("R4",)}, "keeps R4 in the forward pass"),
+        (Grid(), {"online": ("R3", "R4")}, "rounds queries too where it rotates keys"),
         (Grid(group=40), {}, r"layer model\.layers\.0\.self_attn\.q_proj and 11 others have 64 inputs, and a group of"),
     ],
 )

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from letheon.errors import NotMeasured
-from letheon.lowbit.activations import low_bit_activations
-from letheon.lowbit.online import MARKER
+from letheon.lowbit.activations import ActivationGrids, low_bit_activations
+from letheon.lowbit.online import MARKER, read_online
 from letheon.models import ModelFolder
 from letheon.quantization.activation_config import read_grids
 from letheon.quantization.reading import inspect_any, load_any
@@ -49,17 +49,16 @@ class Shipped:
         shipped = load_any(self.path, device=str(model.device))
         if differing := _differing(model.config.to_dict(), shipped.config.to_dict()):
             raise NotMeasured(f"{self.path} is not the same architecture: its config.json has another {differing[0]}")
-        own, grids = read_grids(folder), read_grids(inspect_any(self.path, role="SHIPPED"))
-        if own is not None and own != grids:
+        own, runs = _running(folder), _running(inspect_any(self.path, role="SHIPPED"))
+        if own not in ((None, {}), runs):
             raise NotMeasured(
-                f"{folder.path} rounds what flows through it, and {self.path} does not round it alike. Audit the "
-                "full-precision folder, with this one as --shipped"
+                f"{folder.path} rounds or rotates what flows through it, and {self.path} does not do it alike. Audit "
+                "the full-precision folder, with this one as --shipped"
             )
         kept = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        with (
-            _tied_as(model, shipped),
-            low_bit_activations(model, grids=grids) if own is None and grids else nullcontext(),
-        ):
+        online = read_online(shipped.config)
+        running = low_bit_activations(model, grids=runs[0], online=online) if own != runs else nullcontext()
+        with _tied_as(model, shipped), running:
             try:
                 _load(model, shipped.state_dict())
                 yield
@@ -69,6 +68,12 @@ class Shipped:
 
 _STORAGE = {"transformers_version", "dtype", "torch_dtype", "use_cache", "tie_word_embeddings", MARKER}
 """What a configuration says that changes no number, or that is looked at by itself."""
+
+
+def _running(folder: ModelFolder) -> tuple[ActivationGrids | None, dict[str, Any]]:
+    """What a model rounds and rotates while it runs, as it is written; (None, {}) for nothing."""
+    online = (folder.config.get(MARKER) or {}).get("online") or {}
+    return read_grids(folder), online if any(online.values()) else {}
 
 
 @contextmanager

@@ -40,7 +40,15 @@ from torch import Tensor
 from letheon.errors import BadInput
 from letheon.models import ModelFolder
 from letheon.numerics.grids import Grid, Quantized
-from letheon.quantization.activation_config import grid_problems, head_dim, read_grids, with_grids
+from letheon.quantization.activation_config import (
+    head_dim,
+    is_transform,
+    read_grids,
+    running_problems,
+    transform_tensors,
+    with_grids,
+    with_transforms,
+)
 from letheon.quantization.limits import HELD, Limits, Plan, layer_plan, stored_dtype, stored_exactly
 from letheon.quantization.low_bit import LowBitModel
 from letheon.quantization.packing import pack, stands_ten_to_a_word, unpack, unpack_tens, unsigned
@@ -60,6 +68,21 @@ Needs `pip install compressed-tensors`. Zero points are packed, which transforme
     model = AutoModelForCausalLM.from_pretrained(
         FOLDER, quantization_config=CompressedTensorsConfig(dequantize=True)
     )
+"""
+_LOAD_TRANSFORMED = """
+Needs `pip install compressed-tensors`. **A part of a rotation stays in the forward pass**, and transformers alone does
+not run it: without the last lines below the model talks nonsense.
+
+    from pathlib import Path
+    from compressed_tensors.transform import TransformConfig, apply_transform_config
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained(FOLDER)
+    said = AutoConfig.from_pretrained(FOLDER).quantization_config["transform_config"]
+    apply_transform_config(model, TransformConfig(**said))
+    for file in Path(FOLDER).glob("*.safetensors"):
+        kept = {name: tensor for name, tensor in load_file(file).items() if ".R4_" in name}
+        model.load_state_dict(kept, strict=False)
 """
 _PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
 _NAIVE_PARTS = ("weight", "weight_scale", "weight_zero_point")
@@ -87,7 +110,7 @@ class CompressedTensors:
 
     def check(self, plan: Plan) -> None:
         """Raise BadInput for what the file cannot hold, before anything is solved."""
-        _limits(plan.original.dtype).check(plan, *grid_problems(plan))
+        _limits(plan.original.dtype).check(plan, *running_problems(plan))
 
     def write(self, model: LowBitModel, target: Path) -> None:
         """Write the model into an empty folder.
@@ -106,7 +129,8 @@ class CompressedTensors:
         )
         if model.grids is not None:
             said = with_grids(said, model.grids, head_dim=head_dim(model.original))
-        folder.finish(quantization=said, load=_LOAD if is_symmetric else _LOAD_ASYMMETRIC)
+        load = _LOAD if is_symmetric else _LOAD_ASYMMETRIC
+        folder.finish(quantization=with_transforms(said, model.down), load=_LOAD_TRANSFORMED if model.down else load)
 
     @staticmethod
     def read(folder: ModelFolder) -> Iterator[tuple[str, Tensor]]:
@@ -115,14 +139,14 @@ class CompressedTensors:
         _check_readable(folder, config)
         if config.get("format") == "pack-quantized":
             layers, others = split(folder, "weight_packed", _PARTS)
-            yield from plain(folder, others)
+            yield from plain(folder, [name for name in others if not is_transform(name)])
             for layer in layers:
                 with layer.named_in_faults():
                     found = _unpacked(layer, _arguments(layer, config))
                 yield found
         else:
             layers, others = split(folder, "weight_scale", _NAIVE_PARTS)
-            yield from plain(folder, others)
+            yield from plain(folder, [name for name in others if not is_transform(name)])
             for layer in layers:
                 with layer.named_in_faults():
                     found = _whole_numbers(layer, _arguments(layer, config))
@@ -131,7 +155,12 @@ class CompressedTensors:
 
 def _limits(dtype: str) -> Limits:
     return Limits(
-        format="compressed_tensors", bits=(2, 3, 4, 5, 6, 7, 8), scale_dtype=dtype, has_grids=True, instead="dense"
+        format="compressed_tensors",
+        bits=(2, 3, 4, 5, 6, 7, 8),
+        scale_dtype=dtype,
+        has_grids=True,
+        has_online=True,
+        instead="dense",
     )
 
 
@@ -155,6 +184,7 @@ def _tensors(
         parts = _whole(name, layer, dtype) if is_whole else _packed(name, layer, grid, is_symmetric, dtype)
         for part, tensor in parts.items():
             yield f"{name}.{part}", tensor
+    yield from transform_tensors(model.down)
 
 
 def _is_whole(model: LowBitModel) -> bool:
