@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from letheon.data.records import read_records
 from letheon.errors import BadInput, UnknownName
 from letheon.lowbit.activations import ActivationGrids, grids_named, low_bit_activations
+from letheon.lowbit.low_bit_pass import Basis, kept_online, pass_named, take_basis
 from letheon.lowbit.rotations.adaptive import AdaptiveRotation
 from letheon.lowbit.rotations.hadamard import HadamardRotation
 from letheon.methods import build
@@ -21,10 +22,10 @@ from letheon.numerics.token_grids import TokenGrid, round_tokens
 from letheon.quantization.activation_config import read_grids
 from letheon.quantization.basis import (
     activation_grids,
+    basis_of,
     fitting_rotation,
     left_out,
     online_parts,
-    rotate,
     unpadded_batches,
 )
 from letheon.quantization.calibrate import make_calibration
@@ -33,6 +34,8 @@ from letheon.quantization.pipeline import quantize as quantize_loudly
 from letheon.quantization.reading import inspect_any, load_any, load_low_bit
 from letheon.runs.progress import Progress
 from letheon.runs.record import RunFolder
+from letheon.training.straight_through import trained_through
+from letheon.training.train import train
 from tests.architectures.models import ARCHITECTURES, make_model, save_model_folder, saved
 from tests.quantization.low_bit import PROMPT, config_of, edit_config, fresh
 from tests.quantization.test_fresh_process import GREEDY
@@ -227,6 +230,57 @@ assert not any(name.startswith("letheon") for name in sys.modules)
     assert not torch.allclose(logits(plain), logits(ours), atol=0.05), "the transforms change nothing"
 
 
+# --- trained through low bits
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
+    return train(
+        saved("llama_tied"),
+        data=text,
+        out=tmp_path_factory.mktemp("trained"),
+        through="w4a4kv4",
+        rotation="hadamard",
+        epochs=1,
+        learning_rate=3e-3,
+        batch_size=8,
+        device="cpu",
+        progress=QUIET,
+    ).folder
+
+
+def trained_logits(folder: Path) -> torch.Tensor:
+    """As it was trained: the basis taken again, everything rounded."""
+    model = load_model(folder)
+    online = kept_online(model)
+    take_basis(model, online)
+    with trained_through(model, pass_named("w4a4kv4"), Basis(online=online)):
+        return logits(model)
+
+
+def test_what_ships_of_a_model_trained_through_low_bits_is_what_was_trained(trained: Path, tmp_path: Path) -> None:
+    made = quantize(trained, out=tmp_path)
+    found = logits(load_any(made.folder))
+    torch.testing.assert_close(found, trained_logits(trained), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(found, logits(load_model(trained)), atol=2e-2), "nothing was rounded"
+    assert set(config_of(made.folder)["quantization_config"]["transform_config"]["config_groups"]) == {"R4"}
+    (entry,) = RunFolder.open(tmp_path).record().stages
+    assert (entry.settings["act_bits"], entry.settings["kv_bits"]) == (4, 4) and not entry.warnings
+
+
+def test_another_rounding_than_it_was_trained_through_is_told(trained: Path, text: Path, tmp_path: Path) -> None:
+    quantize(trained, method={"name": "rtn", "bits": 3}, out=tmp_path / "three")
+    quantize(trained, act_bits=8, out=tmp_path / "eight")
+    for name in ("three", "eight"):
+        (entry,) = RunFolder.open(tmp_path / name).record().stages
+        assert "was trained through w4a4kv4, and this is another rounding" in entry.warnings[0]
+    with pytest.raises(BadInput, match=r"in a basis of its own, which is put back by itself\. Use --rotation none"):
+        quantize(trained, rotation="hadamard", out=tmp_path / "no")
+    with pytest.raises(BadInput, match="keeps R4 in the forward pass, which no file of format dense"):
+        quantize(trained, act_bits=16, kv_bits=16, format="dense", out=tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
 # --- what layers are solved for
 
 
@@ -270,7 +324,7 @@ def test_choices_are_kept_and_depend_on_the_bits(text: Path, tmp_path: Path) -> 
 def test_sites_that_are_off_are_not_rotated(text: Path) -> None:
     ids = make_calibration(read_records(text, role="calibration"), tokenizer(), sequences=6, length=16, seed=0).ids
     rotation = AdaptiveRotation(values=True, keys=False, down=False, least_gain=0.0)
-    found = rotate(make_model("llama"), rotation, ids, stored=torch.float32)
+    found = basis_of(make_model("llama"), rotation, ids, stored=torch.float32)
     assert not found.online.keys and not found.online.down and {choice.site for choice in found.choices} == {"values"}
 
 

@@ -23,7 +23,7 @@ CHOICES: dict[str, list[Any]] = {
     "smooth": names("smoother"),
     "scope": [*names("scope"), "sure at every step"],
     "rate": ["constant", "gen"],
-    "through": [None, "int4"],
+    "through": [None, "int4", "w4a4kv4"],
 }
 SETTINGS: dict[str, Any] = {
     "weight_average": {"name": "weight_average", "start": 1, "every": 1},
@@ -94,6 +94,7 @@ def test_choices_work_together_or_say_why_not(world: World, tmp_path: Path, row:
     if not questions.exists():  # a refusal has no place in a running text
         lines = [line for line in world["forget"].read_text().splitlines() if '"prompt"' in line]
         questions.write_text("".join(f"{line}\n" for line in lines))
+    changes |= {"rotation": "adaptive"} if row["through"] == "w4a4kv4" else {}
     changes |= {"forget_data": questions, "steps": 3, "batch_size": 4, "learning_rate": 1e-3}
     if reason := is_refused(row):
         with pytest.raises(BadInput, match=reason):

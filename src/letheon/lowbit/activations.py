@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -85,19 +85,26 @@ class Installed:
             handle.remove()
 
 
-def install(model: Any, *, grids: ActivationGrids | None = None, online: OnlineRotations | None = None) -> Installed:
+def install(
+    model: Any,
+    *,
+    grids: ActivationGrids | None = None,
+    online: OnlineRotations | None = None,
+    blocks: Sequence[BlockLayout] | None = None,
+) -> Installed:
     """From now on the model rounds and rotates what flows through it, until `remove` is called.
 
     Args:
         model: a causal language model of a known architecture.
         grids: None rounds nothing.
         online: None rotates nothing; `read_online(model.config)` for a model that was rotated.
+        blocks: of the model as it was loaded, where low-rank layers have been put around its linears since.
     Raises:
         BadInput: an architecture that is not known, a mixture of experts, or a group that does not divide a width.
     """
-    blocks = block_layout(model)
+    blocks = block_layout(model) if blocks is None else blocks
     if grids is not None:
-        check_grids(model, grids)
+        _check(model, blocks, grids)
     keys, down = layers_of(online or OnlineRotations(), blocks)
     handles: list[torch.utils.hooks.RemovableHandle] = []
     try:
@@ -111,10 +118,14 @@ def install(model: Any, *, grids: ActivationGrids | None = None, online: OnlineR
 
 @contextmanager
 def low_bit_activations(
-    model: Any, *, grids: ActivationGrids | None = None, online: OnlineRotations | None = None
+    model: Any,
+    *,
+    grids: ActivationGrids | None = None,
+    online: OnlineRotations | None = None,
+    blocks: Sequence[BlockLayout] | None = None,
 ) -> Iterator[None]:
     """`install` inside, `remove` at the end. Raises what `install` raises."""
-    installed = install(model, grids=grids, online=online)
+    installed = install(model, grids=grids, online=online, blocks=blocks)
     try:
         yield
     finally:
@@ -219,7 +230,10 @@ def check_grids(model: Any, grids: ActivationGrids) -> None:
     Raises:
         BadInput: an architecture that is not known, a mixture of experts, or a group that does not divide a width.
     """
-    blocks = block_layout(model)
+    _check(model, block_layout(model), grids)
+
+
+def _check(model: Any, blocks: Sequence[BlockLayout], grids: ActivationGrids) -> None:
     if any(block.experts for block in blocks):
         raise BadInput("the inputs of a mixture's experts cannot be rounded yet. Leave activations at 16 bits")
     block = blocks[0]

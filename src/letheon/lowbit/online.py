@@ -14,7 +14,7 @@ Checked against: written and read, a model that was saved and loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,7 +62,9 @@ def read_online(config: Any) -> OnlineRotations:
         ) from error
 
 
-def layers_of(online: OnlineRotations, blocks: list[BlockLayout]) -> tuple[dict[str, Hadamard], dict[str, Hadamard]]:
+def layers_of(
+    online: OnlineRotations, blocks: Sequence[BlockLayout]
+) -> tuple[dict[str, Hadamard], dict[str, Hadamard]]:
     """The same by name: attention -> R3, linear -> R4."""
     keys = {blocks[index].attention: rotation for index, rotation in online.keys.items()}
     down = {name: rotation for index, rotation in online.down.items() if (name := blocks[index].down) is not None}

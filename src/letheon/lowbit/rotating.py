@@ -154,6 +154,13 @@ def rotate_down(model: Any, block: BlockLayout, rotation: Hadamard) -> None:
     _turn_rows(_matrix(model, block.down), rotation.rotate)
 
 
+@torch.no_grad()
+def unrotate_down(model: Any, block: BlockLayout, rotation: Hadamard) -> None:
+    """What `rotate_down` did is taken back, up to the rounding of the weights' dtype."""
+    assert block.down is not None
+    _turn_rows(_matrix(model, block.down), rotation.restore)
+
+
 def mark_rotated(model: Any, settings: dict[str, Any], online: OnlineRotations) -> None:
     """Write into the configuration what was done, and what the model needs while it runs."""
     setattr(model.config, MARKER, {"method": settings, "online": describe_online(online)})

@@ -69,6 +69,21 @@ class SiteChoice:
     chosen: str
 
 
+def describe_choices(choices: Sequence[SiteChoice]) -> list[dict[str, Any]]:
+    """What was chosen and why, as plain data for the record."""
+    return [
+        {
+            "block": choice.block,
+            "site": choice.site,
+            "chosen": choice.chosen,
+            "errors": {
+                name: {"weight": error.weight, "activation": error.activation} for name, error in choice.errors.items()
+            },
+        }
+        for choice in choices
+    ]
+
+
 @torch.no_grad()
 def site_errors(
     model: Any,

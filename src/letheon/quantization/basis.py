@@ -10,8 +10,7 @@ Source: this project.  Checked against: the grids that a rotation is given; requ
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,8 +20,9 @@ from torch import Tensor
 from letheon.data.batches import Batch
 from letheon.errors import require
 from letheon.lowbit.activations import ActivationGrids
-from letheon.lowbit.rotating import Rotated
-from letheon.methods import build_draft, name_of
+from letheon.lowbit.low_bit_pass import THROUGH, kept_online, take_basis, with_open_settings
+from letheon.lowbit.rotating import Rotated, mark_rotated
+from letheon.methods import name_of
 from letheon.models import decoder_linears
 from letheon.numerics.token_grids import TokenGrid
 
@@ -59,13 +59,8 @@ def fitting_rotation(given: Any, *, bits: int, act_bits: int, kv_bits: int) -> A
         act_bits: of linears' inputs.
         kv_bits: of keys and values.
     """
-    rotation = build_draft("rotation", given, where="rotation").checked()
-    if not isinstance(given, str | Mapping):  # an instance says everything
-        return rotation
-    said = set(given) if isinstance(given, Mapping) else set()
     filled = {"bits": bits, "input_bits": act_bits, "cache_bits": kv_bits, **dict.fromkeys(_SITES, False)}
-    open_ones = {one.name for one in fields(rotation)} - said
-    return replace(rotation, **{name: value for name, value in filled.items() if name in open_ones})
+    return with_open_settings("rotation", given, filled)
 
 
 def left_out(given: Any, rotation: Any) -> str:
@@ -88,8 +83,12 @@ def online_parts(rotation: Any, *, kv_bits: int) -> tuple[str, ...]:
     return tuple(_SITES[name] for name in wanted)
 
 
-def rotate(model: Any, rotation: Any, ids: Int64[Tensor, "sequences length"] | None, *, stored: torch.dtype) -> Rotated:
+def basis_of(
+    model: Any, rotation: Any, ids: Int64[Tensor, "sequences length"] | None, *, stored: torch.dtype
+) -> Rotated:
     """Rotate in place; what is not going to be rounded to a grid is then as the file will hold it.
+
+    A model that was trained through low bits gets back the basis in which it was, and no other.
 
     Args:
         model: at full precision.
@@ -99,8 +98,14 @@ def rotate(model: Any, rotation: Any, ids: Int64[Tensor, "sequences length"] | N
     Raises:
         BadInput: what the rotation refuses.
     """
-    rotated: Rotated = rotation.rotate(model, [] if ids is None else unpadded_batches(ids))
-    if name_of(rotation) != "none":
+    marker = getattr(model.config, THROUGH, None)
+    if marker is None:
+        rotated: Rotated = rotation.rotate(model, [] if ids is None else unpadded_batches(ids))
+    else:
+        rotated = Rotated(online=kept_online(model), is_untied=False)
+        take_basis(model, rotated.online)
+        mark_rotated(model, marker["rotation"], rotated.online)
+    if marker is not None or name_of(rotation) != "none":
         rounded = {f"{name}.weight" for name in decoder_linears(model)}
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -116,19 +121,4 @@ def unpadded_batches(ids: Int64[Tensor, "sequences length"]) -> list[Batch]:
     return [
         Batch(some, torch.ones_like(some), nothing, nothing, nothing, torch.arange(len(some)))
         for some in torch.split(ids, size)
-    ]
-
-
-def describe_choices(rotated: Rotated) -> Sequence[Mapping[str, Any]]:
-    """What an adaptive rotation chose and why, as plain data for the record."""
-    return [
-        {
-            "block": choice.block,
-            "site": choice.site,
-            "chosen": choice.chosen,
-            "errors": {
-                name: {"weight": error.weight, "activation": error.activation} for name, error in choice.errors.items()
-            },
-        }
-        for choice in rotated.choices
     ]

@@ -13,12 +13,14 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from letheon.lowbit.architectures import ModelLayout, model_layout
+from letheon.lowbit.low_bit_pass import THROUGH
 from letheon.lowbit.online import MARKER
 from letheon.lowbit.rotating import Rotated
+from letheon.lowbit.site_errors import describe_choices
 from letheon.methods import describe, name_of
 from letheon.models import load_model
 from letheon.quantization.assembling import low_bit_model
-from letheon.quantization.basis import describe_choices, left_out, rotate
+from letheon.quantization.basis import basis_of, left_out
 from letheon.quantization.block_walk import Walk, Walked, walk
 from letheon.quantization.calibrate import Calibration
 from letheon.quantization.kernels.columns import kernel_for
@@ -37,7 +39,7 @@ def make(request: Request, calibration: Calibration | None, stage: Stage, progre
         BadInput: a damaged model, or what a rotation, a quantizer or a format refuses.
         CannotFinish: a layer that cannot be solved, named; the blocks before it are kept.
     """
-    is_rotated = name_of(request.rotation) != "none"
+    is_rotated = name_of(request.rotation) != "none" or THROUGH in request.folder.config
     # Rotated weights have to be exact until they are rounded to their grid, so they are not held in 16 bits.
     model = load_model(request.folder.path, dtype="float32" if request.device == "cpu" or is_rotated else "stored")
     check_finite(model, request.folder)
@@ -45,12 +47,12 @@ def make(request: Request, calibration: Calibration | None, stage: Stage, progre
     stored = getattr(torch, writer.loads_as(request.folder)) if hasattr(writer, "loads_as") else None
     ids = None if calibration is None else calibration.ids
     others = _others_as(request, stored)
-    rotated = rotate(model, request.rotation, ids, stored=others)
+    rotated = basis_of(model, request.rotation, ids, stored=others)
     layout = model_layout(model)
     solved_by = "" if calibration is None else f", {calibration.tokens} tokens of text, {kernel_for(request.device)}"
     count = sum(len(block.linears) for block in layout.blocks)
     progress.say(f"quantize: {count} layers, {name_of(request.quantizer)}{solved_by}")
-    if is_rotated:
+    if name_of(request.rotation) != "none":
         _say_rotated(request, rotated, stage, progress)
     progress.start()
     found = _rounded(request, model, layout, ids, rotated, (stored, others), stage, progress)
@@ -123,7 +125,7 @@ def _say_rotated(request: Request, rotated: Rotated, stage: Stage, progress: Pro
     if rotated.choices:
         turned = sum(choice.chosen != "identity" for choice in rotated.choices)
         progress.say(f"quantize: {turned} of {len(rotated.choices)} sites rotated, where that lowers the error")
-        stage.note("rotation_choices", describe_choices(rotated))
+        stage.note("rotation_choices", describe_choices(rotated.choices))
 
 
 def _say(request: Request, found: Walked, has_text: bool, stage: Stage, progress: Progress) -> None:
@@ -165,7 +167,7 @@ def _card(request: Request, found: Walked) -> str:
         turned = ", ".join(f"{name} {value}" for name, value in describe(request.rotation).items() if name != "name")
         how += f"; rotated first: {name_of(request.rotation)} ({turned})"
     if request.grids is not None:
-        bits = request.wanted.act_bits, request.wanted.kv_bits
+        bits = request.grids.inputs.bits, request.grids.keys.bits
         how += f"; while it runs, inputs of linears on {bits[0]} bits, keys and values on {bits[1]} (16: left alone)"
     fallen = (
         f"\n\n{len(found.fallen_back)} layers could not be solved and were rounded to the nearest values: "

@@ -17,6 +17,7 @@ from typing import Any
 
 from letheon.data.records import DataFile, read_records
 from letheon.errors import BadInput, require
+from letheon.lowbit.low_bit_pass import LowBitPass
 from letheon.methods import build, build_draft, describe, name_of
 from letheon.models import ModelFolder, load_tokenizer, pick_device
 from letheon.quantization.basis import activation_grids, fitting_rotation
@@ -27,8 +28,10 @@ from letheon.quantization.request import (
     check_basis,
     check_layers,
     forgotten_in,
+    other_than_trained,
     quantizable,
     shapes_of,
+    trained_through,
     with_scales,
 )
 from letheon.runs.progress import Progress
@@ -51,10 +54,12 @@ class QuantizeSettings:
     """The solver: a method of kind quantizer."""
     rotation: Any = "none"
     """In which basis: a method of kind rotation."""
-    act_bits: int = 16
-    """Bits of what linears are given, per token (asym); 16: they are left alone."""
-    kv_bits: int = 16
-    """Bits of keys and values, per token and head (asym); 16: they are left alone."""
+    act_bits: int | None = None
+    """Bits of what linears are given, per token (asym); 16: they are left alone. null: what the model was trained
+    through, or 16."""
+    kv_bits: int | None = None
+    """Bits of keys and values, per token and head (asym); 16: they are left alone. null: what the model was trained
+    through, or 16."""
     format: Any = "compressed_tensors"
     """What is written: a method of kind format."""
     sequences: int = 128
@@ -106,8 +111,8 @@ def quantize(model: Path | str, *, progress: Progress | None = None, **settings:
     kept: dict[str, Any] = {
         "method": describe(request.quantizer),
         "rotation": describe(request.rotation),
-        "act_bits": request.wanted.act_bits,
-        "kv_bits": request.wanted.kv_bits,
+        "act_bits": 16 if request.grids is None else request.grids.inputs.bits,
+        "kv_bits": 16 if request.grids is None else request.grids.keys.bits,
         "format": describe(request.writer),
     }
     if request.data is not None:
@@ -177,12 +182,19 @@ def check_request(values: Mapping[str, Any]) -> Request:
         return found["quantizer"]
 
     def grids() -> None:
-        found["grids"] = activation_grids(wanted.act_bits, wanted.kv_bits)
+        trained = trained_through(found["folder"]) if "folder" in found else LowBitPass()
+        own = trained.grids or activation_grids(16, 16)
+        act_bits, kv_bits = wanted.act_bits, wanted.kv_bits
+        found["bits"] = (
+            (16 if own is None else own.inputs.bits) if act_bits is None else act_bits,
+            (16 if own is None else own.keys.bits) if kv_bits is None else kv_bits,
+        )
+        found["grids"] = activation_grids(*found["bits"])
 
     def rotation() -> Any:
-        grid = getattr(found.get("quantizer"), "grid", None)
-        bits = {"bits": getattr(grid, "bits", 16), "act_bits": wanted.act_bits, "kv_bits": wanted.kv_bits}
-        found["rotation"] = fitting_rotation(wanted.rotation, **bits)
+        grid, (act_bits, kv_bits) = getattr(found.get("quantizer"), "grid", None), found.get("bits", (16, 16))
+        bits = getattr(grid, "bits", 16)
+        found["rotation"] = fitting_rotation(wanted.rotation, bits=bits, act_bits=act_bits, kv_bits=kv_bits)
         return found["rotation"]
 
     def writer() -> Any:
@@ -234,6 +246,7 @@ def check_request(values: Mapping[str, Any]) -> Request:
         drafted.checked, model, quantizer, grids, rotation, writer, lambda: pick_device(wanted.device), layers, basis,
         text, out, numbers,
     )  # fmt: skip
+    forgotten = () if data is None else tuple(forgotten_in(data, wanted.model))
     return Request(
         wanted=wanted,
         folder=folder,
@@ -245,5 +258,5 @@ def check_request(values: Mapping[str, Any]) -> Request:
         rotation=turn,
         grids=found["grids"],
         widest=found["widest"],
-        warnings=() if data is None else tuple(forgotten_in(data, wanted.model)),
+        warnings=(*other_than_trained(folder, found["quantizer"], found["grids"]), *forgotten),
     )

@@ -15,7 +15,10 @@ from letheon.data.overlap import overlap
 from letheon.data.records import DataFile, read_records
 from letheon.errors import BadInput, gathering, require
 from letheon.lowbit.activations import ActivationGrids, check_grids
+from letheon.lowbit.low_bit_pass import THROUGH, LowBitPass, pass_named
+from letheon.methods import name_of
 from letheon.models import ModelFolder, as_matrix, check_quantizable, decoder_linears, inspect_model, load_tokenizer
+from letheon.numerics.grids import Grid
 from letheon.quantization.basis import online_parts
 from letheon.quantization.calibrate import Calibration, make_calibration
 from letheon.quantization.limits import Plan
@@ -91,6 +94,11 @@ def check_basis(folder: ModelFolder, rotation: Any, grids: ActivationGrids | Non
     """
     model = make_blueprint(folder.path)
     problems: list[str] = []
+    if THROUGH in folder.config and name_of(rotation) != "none":
+        problems.append(
+            f"MODEL {folder.path}: was trained through low bits in a basis of its own, which is put back by itself. "
+            "Use --rotation none"
+        )
     for ask in (lambda: rotation.check(model), lambda: None if grids is None else check_grids(model, grids)):
         try:
             ask()
@@ -98,6 +106,39 @@ def check_basis(folder: ModelFolder, rotation: Any, grids: ActivationGrids | Non
             problems += [f"MODEL {folder.path}: {problem}" for problem in error.problems]
     if problems:
         raise BadInput(problems)
+
+
+def trained_through(folder: ModelFolder) -> LowBitPass:
+    """What a folder says that it was trained through; nothing where it says nothing.
+
+    Raises:
+        BadInput: a marker that this version does not understand.
+    """
+    marker = folder.config.get(THROUGH)
+    name = marker.get("pass") if isinstance(marker, Mapping) else None
+    require(
+        marker is None or isinstance(name, str),
+        f"MODEL {folder.path}: {THROUGH} in config.json is damaged. Take the entry out, or train the model again",
+    )
+    return pass_named(name)
+
+
+def other_than_trained(folder: ModelFolder, quantizer: Any, grids: ActivationGrids | None) -> list[str]:
+    """What must be said where a model is not rounded to what it was trained through."""
+    if THROUGH not in folder.config:
+        return []
+    trained, grid = trained_through(folder), getattr(quantizer, "grid", None)
+    if trained.grids == grids and trained.weights == as_trained(grid):
+        return []
+    return [
+        f"MODEL {folder.path} was trained through {trained.name}, and this is another rounding: what was measured "
+        "while it was trained does not hold for it. Use --method rtn with the bits of that pass, a scale a row"
+    ]
+
+
+def as_trained(grid: Any) -> Any:
+    """A grid as training has it: with float32 scales, which files may store narrower."""
+    return replace(grid, scale_dtype="float32") if isinstance(grid, Grid) else grid
 
 
 def forgotten_in(data: DataFile, model: Path) -> list[str]:
@@ -126,6 +167,12 @@ def _shared_with(data: DataFile, run: RunFolder, entry: StageRecord) -> list[str
     records = read_records(forgotten, role="forget", columns=entry.settings.get("columns", {}))
     shared = overlap(data, records)
     return [f"{shared.sentence}. Calibrating on what was forgotten can bring it back: use other text"] if shared else []
+
+
+def kept_parts(folder: ModelFolder) -> tuple[str, ...]:
+    """What a model that was trained through low bits keeps in its low-bit forward pass."""
+    online = (folder.config.get(THROUGH) or {}).get("online") or {}
+    return tuple(name for name, site in (("R3", "keys"), ("R4", "down")) if online.get(site))
 
 
 def shapes_of(folder: ModelFolder) -> dict[str, tuple[int, int]]:
@@ -171,7 +218,7 @@ def check_layers(
             grid=grid,
             transposed=frozenset(shapes) if folder.model_type == "gpt2" else frozenset(),  # its Conv1D: (in, out)
             grids=grids,
-            online=online_parts(rotation, kv_bits=16 if grids is None else grids.keys.bits),
+            online=kept_parts(folder) or online_parts(rotation, kv_bits=16 if grids is None else grids.keys.bits),
             has_group_index=getattr(quantizer, "act_order", "") == "dynamic" and isinstance(group, int),
         )
         try:

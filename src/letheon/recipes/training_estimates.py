@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from letheon.data.batches import Batch, EpochOrder, RandomOrder, batch_tokens_on, by_length, collate
 from letheon.data.encode import Encoder, Example
+from letheon.lowbit.architectures import block_layout
+from letheon.lowbit.low_bit_pass import Basis, LowBitPass
 from letheon.methods import name_of
 from letheon.models import ModelFolder, as_it_is, working_dtype
-from letheon.numerics.grids import CodebookGrid, Grid
 from letheon.recipes.estimates import (
     Estimate,
     Questions,
@@ -41,7 +42,7 @@ from letheon.training.loop import Look, Loop, State, run_loop
 from letheon.training.losses import TokenLoss
 from letheon.training.prepare import Opened, repeated_items
 from letheon.training.stepping import MOMENTS, OptimizerSettings
-from letheon.training.straight_through import straight_through
+from letheon.training.straight_through import trained_through
 from letheon.training.train import storage_dtypes
 from letheon.unlearning import forget as forgetting
 from letheon.unlearning.attaching import attach, detach
@@ -79,8 +80,8 @@ class Plan:
     """Asked of the original before the first step."""
     looks: Sequence[Questions] = ()
     """Asked between steps."""
-    through: Grid | CodebookGrid | None = None
-    """Every forward pass goes through this grid."""
+    through: LowBitPass = field(default_factory=LowBitPass)
+    """Every forward pass is this one."""
     scope: Any = None
     """What may add weights of its own."""
     seed: int = 0
@@ -120,7 +121,18 @@ def of_train(request: training.Request) -> Estimate:
 
     steps = max(1, round(wanted.epochs * order.batches_per_epoch))
     return _rehearsed(
-        Plan(folder, device, encoder, parts, steps, wanted.optimizer_settings, request.rate, wanted.save_dtype), prepare
+        Plan(
+            folder,
+            device,
+            encoder,
+            parts,
+            steps,
+            wanted.optimizer_settings,
+            request.rate,
+            wanted.save_dtype,
+            through=wanted.low_bit,
+        ),
+        prepare,
     )
 
 
@@ -212,7 +224,7 @@ def of_forget(request: forgetting.Request) -> Estimate:
         save_dtype=wanted.save_dtype,
         before=_before(request, examples, encoder),
         looks=_looks(request, steps, encoder),
-        through=wanted.grid,
+        through=wanted.low_bit,
         scope=methods["scope"],
         seed=wanted.seed,
         held_as=request.held_as,
@@ -297,10 +309,11 @@ def _rehearsed(plan: Plan, prepare: Callable[[Opened, Rehearsal], Prepared]) -> 
     with Rehearsal(plan.device) as rehearsal:
         opened = open_rehearsed(rehearsal, plan.folder, plan.encoder, _autocast(plan.device), plan.held_as)
         model = opened.model
+        blocks = None if plan.through.grids is None else tuple(block_layout(model))
         with rehearsal.adding_to(model):
             attach(plan.scope, model, seed=plan.seed)
         rehearsal.bytes.label("weights", model.parameters())
-        with straight_through(model, plan.through):
+        with trained_through(model, plan.through, Basis(blocks=blocks)):
             work = ask(opened, rehearsal, plan.before)
             prepared = prepare(opened, rehearsal)
             rehearsal.bytes.label("references", prepared.scope_state.values())

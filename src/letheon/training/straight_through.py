@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from letheon.lowbit.activations import low_bit_activations
+from letheon.lowbit.low_bit_pass import Basis, LowBitPass
 from letheon.models import as_matrix, decoder_linears
 from letheon.numerics.grids import CodebookGrid, Grid, fake_quantize
 from letheon.training.low_rank import change_of, low_rank_layers
@@ -63,6 +65,25 @@ def straight_through(model: Any, grid: Grid | CodebookGrid | None) -> Iterator[N
     finally:
         for module in (*linears, *changed.values()):
             module.__dict__.pop("forward", None)
+
+
+@contextmanager
+def trained_through(model: Any, chosen: LowBitPass, basis: Basis) -> Iterator[None]:
+    """Inside, every forward pass is the low-bit one: weights, activations, keys and values. Gradients pass straight.
+
+    Args:
+        model: with its weights in the basis of the pass (`take_basis`).
+        chosen: what is rounded.
+        basis: what is rotated while it runs.
+    Raises:
+        BadInput: what `straight_through` and `install` refuse.
+    """
+    with straight_through(model, chosen.weights):
+        if chosen.grids is None:
+            yield
+            return
+        with low_bit_activations(model, grids=chosen.grids, online=basis.online, blocks=basis.blocks):
+            yield
 
 
 def rounded_weight(module: Any, weight: Tensor, grid: Grid | CodebookGrid) -> Tensor:

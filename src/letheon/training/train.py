@@ -18,6 +18,7 @@ from letheon.data.batches import EpochOrder
 from letheon.data.encode import Encoder, Example, cut_sentence
 from letheon.data.records import DataFile, Record, read_records
 from letheon.errors import BadInput, require
+from letheon.lowbit.low_bit_pass import LowBitPass, pass_named, rotation_for
 from letheon.methods import build, describe
 from letheon.models import ModelFolder, inspect_model, load_tokenizer
 from letheon.runs.progress import Progress
@@ -36,8 +37,10 @@ from letheon.training.prepare import (
     repeated_items,
     save_stage,
 )
+from letheon.training.rotated_basis import check_alone, check_basis, enter_basis, leave
 from letheon.training.sharding import Processes, own_device, several_processes
 from letheon.training.stepping import OptimizerSettings
+from letheon.training.straight_through import trained_through
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,12 @@ class TrainSettings:
     """Base rate of the optimizer."""
     rate: Any = "linear"
     """Schedule: a method of kind `rate`."""
+    through: str | None = None
+    """Every forward pass sees the weights rounded to this grid (int4, int4/128, int8, fp4, nf4), or weights,
+    activations, keys and values (w4a4kv4), so that the low-bit model is the one that learns; gradients pass straight
+    through. What is saved is not rounded. null: no rounding."""
+    rotation: Any = "none"
+    """The basis of a pass that rounds activations, chosen before the first step: a method of kind rotation."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """adamw, or sgd: along the gradient itself, without momentum."""
     betas: tuple[float, ...] = (0.9, 0.999)
@@ -97,7 +106,7 @@ class TrainSettings:
             self.micro_batch_size is None or self.micro_batch_size > 0,
             f"micro_batch_size must be > 0, got {self.micro_batch_size}",
         )
-        _ = self.optimizer_settings  # its rules, before anything is loaded
+        _ = self.optimizer_settings, self.low_bit  # their rules, before anything is loaded
 
     @property
     def optimizer_settings(self) -> OptimizerSettings:
@@ -110,6 +119,11 @@ class TrainSettings:
             clip=self.clip,
             master_dtype=self.master_dtype,
         )
+
+    @property
+    def low_bit(self) -> LowBitPass:
+        """What `through` stands for."""
+        return pass_named(self.through)
 
 
 @dataclass(frozen=True)
@@ -132,6 +146,7 @@ class Request:
     examples: list[Example]
     """Their tokens, record by record."""
     rate: Any
+    rotation: Any
     device: str
     warnings: tuple[str, ...]
 
@@ -173,7 +188,8 @@ def _train(request: Request, processes: Processes, progress: Progress) -> TrainR
         run = RunFolder.open(
             wanted.out, environment=environment(request.device), allow_changed_machine=wanted.allow_changed_machine
         )
-        return run.stage("train", {**kept, "rate": describe(request.rate)}, inputs, "train")
+        methods = {"rate": describe(request.rate), "rotation": describe(request.rotation)}
+        return run.stage("train", {**kept, **methods}, inputs, "train")
 
     with processes.entered(enter) as stage:
         assert stage.folder is not None
@@ -192,23 +208,29 @@ def check_request(values: Mapping[str, Any]) -> Request:
             return None
         return read_records(path, role=role, columns=wanted.columns)
 
-    _, folder, data, left_out, rate, device, _ = collect(
+    def rotation() -> Any:
+        return build("rotation", "none") if drafted.problems else rotation_for(wanted.rotation, wanted.low_bit)
+
+    _, _, folder, data, left_out, rate, turn, device, _ = collect(
         drafted.checked,
+        lambda: check_alone(wanted.through),
         lambda: None if "model" in drafted.faulty else inspect_model(wanted.model),
         lambda: read(wanted.data, "data"),
         lambda: read(wanted.without, "without"),
         lambda: build("rate", wanted.rate, where="rate"),
+        rotation,
         lambda: own_device(wanted.device),
         lambda: RunFolder.open(wanted.out),
     )
-    encoder, records = collect(
+    encoder, records, _ = collect(
         lambda: Encoder(load_tokenizer(folder.path), max_length=folder.window, template=wanted.template),
         lambda: _left(data, left_out),
+        lambda: check_basis(folder, wanted.low_bit, turn),
     )
     examples = encoder.encode_all(records, role="data")
     hints = [hint for read_data in (data, left_out) if read_data is not None for hint in read_data.hints]
     warnings = (*hints, *(text for text in (cut_sentence(examples, "data"),) if text))
-    return Request(wanted, folder, records, examples, rate, device, warnings)
+    return Request(wanted, folder, records, examples, rate, turn, device, warnings)
 
 
 def _left(data: DataFile, without: DataFile | None) -> list[Record]:
@@ -242,30 +264,35 @@ def _run(request: Request, stage: Stage, progress: Progress, processes: Processe
     def parts(step: int) -> Parts:
         return {"data": micro_batches(opened, examples, order.items(step), micro)}
 
+    basis = enter_basis(
+        opened, wanted.low_bit, request.rotation, encoded, seed=wanted.seed, stage=stage, progress=progress
+    )
     moving = dict(opened.model.named_parameters())
     metrics = MetricsFile(stage.work / "metrics.jsonl")
     progress.say(f"train: {len(examples)} records, {steps} steps" + (", continued" if stage.is_resuming else ""))
     progress.start()
-    result = run_loop(
-        Loop(
-            model=opened.model,
-            moving=moving,
-            gradient=MeanGradient(
-                TokenLoss(opened.body), "data", list(moving.values()), opened.autocast, "loss", processes
-            ),
-            parts=parts,
-            steps=steps,
-            optimizer=wanted.optimizer_settings,
-            rate=request.rate,
-            probe=MeanLoss(TokenLoss(opened.body), "data", processes=processes),
-            checkpoints=StageCheckpoints(stage, metrics),
-            checkpoint_every_s=wanted.checkpoint_every_s,
-            log=metrics.append,
-            progress=progress.step,
-            storage=storage_dtypes(folder, moving),
-            processes=processes,
+    with trained_through(opened.model, wanted.low_bit, basis):
+        result = run_loop(
+            Loop(
+                model=opened.model,
+                moving=moving,
+                gradient=MeanGradient(
+                    TokenLoss(opened.body), "data", list(moving.values()), opened.autocast, "loss", processes
+                ),
+                parts=parts,
+                steps=steps,
+                optimizer=wanted.optimizer_settings,
+                rate=request.rate,
+                probe=MeanLoss(TokenLoss(opened.body), "data", processes=processes),
+                checkpoints=StageCheckpoints(stage, metrics),
+                checkpoint_every_s=wanted.checkpoint_every_s,
+                log=metrics.append,
+                progress=progress.step,
+                storage=storage_dtypes(folder, moving),
+                processes=processes,
+            )
         )
-    )
+    leave(opened, wanted.low_bit, request.rotation, basis)
     stage.note("steps", result.steps)
     stage.note("records", len(records))
     card = f"---\nlibrary_name: transformers\n---\nFine-tuned with letheon for {result.steps} steps.\n"

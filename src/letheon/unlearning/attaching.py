@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from letheon.blueprint import make_blueprint
+from letheon.errors import require
 from letheon.models import Exact, ModelFolder, as_it_is
 
 Saver = Callable[[Path], None]
@@ -37,8 +38,16 @@ def detach(scope: Any, model: Any, *, original: Path) -> tuple[Saver | None, Exa
     return None if kept is None else kept.save, exact
 
 
-def check_scope(scope: Any, folder: ModelFolder) -> None:
-    """Raise BadInput, before a weight is loaded, where a scope names what the model does not have."""
+def check_scope(scope: Any, folder: ModelFolder, *, is_rotated: bool = False) -> None:
+    """Raise BadInput, before a weight is loaded, where a scope names what the model does not have.
+
+    `is_rotated`: training happens in another basis than the folder's, where a change kept apart would not fit it.
+    """
+    require(
+        not is_rotated or getattr(scope, "merge", True),
+        "a change that is kept apart (--scope.merge false) would be one of the rotated weights, which the original "
+        "has not. Use --scope.merge true, or --rotation none",
+    )
     model = make_blueprint(folder.path)
     # A scope of the user's own may look at values, which there are none of yet: it is asked later.
     with suppress(RuntimeError, NotImplementedError):

@@ -24,9 +24,10 @@ from letheon.data.overlap import overlap, shared_units
 from letheon.data.records import DataFile, Record, hashed_unit, read_records, split_units
 from letheon.data.sampling import sample
 from letheon.errors import BadInput, require
+from letheon.lowbit.activations import ActivationGrids
+from letheon.lowbit.low_bit_pass import LowBitPass, pass_named, rotation_for
 from letheon.methods import build, describe, name_of
 from letheon.models import DTYPES, ModelFolder, inspect_model, load_tokenizer
-from letheon.numerics.grids import CodebookGrid, Grid, grid_named
 from letheon.runs.environment import process_count
 from letheon.runs.progress import Progress
 from letheon.runs.record import RunFolder, Stage
@@ -46,10 +47,11 @@ from letheon.training.prepare import (
     save_stage,
     unit_note,
 )
+from letheon.training.rotated_basis import check_basis, enter_basis, leave
 from letheon.training.scoring import score_examples
 from letheon.training.sharding import Processes, own_device, several_processes
 from letheon.training.stepping import OptimizerSettings
-from letheon.training.straight_through import straight_through
+from letheon.training.straight_through import trained_through
 from letheon.training.train import storage_dtypes
 from letheon.unlearning.attaching import attach, check_scope, detach
 from letheon.unlearning.binding import ask_original, bind, chosen_layer
@@ -73,6 +75,7 @@ METHODS = {
     "smooth": "smoother",
     "scope": "scope",
     "rate": "rate",
+    "rotation": "rotation",
 }
 """Setting -> kind of method."""
 
@@ -107,8 +110,11 @@ class ForgetSettings:
     rate: Any = "constant"
     """Schedule: a method of kind rate."""
     through: str | None = None
-    """Every forward pass sees the weights rounded to this grid (int4, int4/128, int8, fp4, nf4), so that the low-bit
-    model is the one that forgets; gradients pass straight through. What is saved is not rounded. null: no rounding."""
+    """Every forward pass sees the weights rounded to this grid (int4, int4/128, int8, fp4, nf4), or weights,
+    activations, keys and values (w4a4kv4), so that the low-bit model is the one that forgets; gradients pass straight
+    through. What is saved is not rounded. null: no rounding."""
+    rotation: Any = "none"
+    """The basis of a pass that rounds activations, chosen before the first step: a method of kind rotation."""
     learning_rate: float = 1e-5
     """Base rate of the optimizer."""
     epochs: float = 5.0
@@ -163,7 +169,12 @@ class ForgetSettings:
             self.micro_batch_size is None or self.micro_batch_size > 0,
             f"micro_batch_size must be > 0, got {self.micro_batch_size}",
         )
-        _ = self.optimizer_settings, self.grid  # their rules, before anything is loaded
+        require(
+            self.weights != "stored" or self.low_bit.grids is None,
+            f"through {self.through!r} turns the weights into another basis and back, which takes float32. Say "
+            "--weights float32",
+        )
+        _ = self.optimizer_settings, self.low_bit  # their rules, before anything is loaded
 
     @property
     def optimizer_settings(self) -> OptimizerSettings:
@@ -178,9 +189,9 @@ class ForgetSettings:
         )
 
     @property
-    def grid(self) -> Grid | CodebookGrid | None:
-        """The grid of `through`."""
-        return None if self.through is None else grid_named(self.through)
+    def low_bit(self) -> LowBitPass:
+        """What `through` stands for."""
+        return pass_named(self.through)
 
 
 @dataclass(frozen=True)
@@ -224,6 +235,7 @@ class Request:
         )
         is_small = getattr(scope, "is_narrow", False) or wanted.master_dtype == "param"
         is_usual = is_small and not looks_between and self.device.startswith("cuda") and process_count() == 1
+        is_usual = is_usual and wanted.low_bit.grids is None  # its basis is left through the weights themselves
         is_stored = wanted.weights == "stored" or (wanted.weights == "auto" and is_usual)
         is_half = {tensor.dtype for tensor in self.folder.tensors.values()} & set(DTYPES) == {"BF16"}
         return "stored" if is_stored and is_half else "float32"
@@ -298,7 +310,11 @@ def check_request(values: dict[str, Any]) -> Request:
     files: dict[str, DataFile] = {}
 
     def make(setting: str, kind: str) -> None:
-        built[setting] = build(kind, getattr(wanted, setting), where=setting)
+        given = getattr(wanted, setting)
+        if kind == "rotation" and "through" not in drafted.faulty:
+            built[setting] = rotation_for(given, _pass_or_none(wanted.through))
+        else:
+            built[setting] = build(kind, given, where=setting)
 
     def read(path: Path | None, role: str) -> DataFile | None:
         if path is not None and "columns" not in drafted.faulty:
@@ -375,11 +391,12 @@ def _with_examples(request: Request) -> Request:
             check_strangers(forget_set.records, [record for record in holdout.records if record.unit in units])
 
     methods = request.methods
-    *encoded, others, _, _, _, _ = collect(
+    *encoded, others, _, _, _, _, _ = collect(
         *(lambda data=data: encoder.encode_all(data.records, role=data.role) for data in sets.values()),
         lambda: refused(methods["method"], forget_set, encoder, seed=request.wanted.seed),
         lambda: check_layers((methods["method"], methods["retain_term"]), request.folder.depth),
-        lambda: check_scope(methods["scope"], request.folder),
+        lambda: check_scope(methods["scope"], request.folder, is_rotated=name_of(methods["rotation"]) != "none"),
+        lambda: check_basis(request.folder, request.wanted.low_bit, methods["rotation"]),
         lambda: _check_overlaps(forget_set, request.retain, holdout),
         check_holdout,
     )
@@ -408,6 +425,14 @@ def _check_overlaps(forget_set: DataFile, retain: DataFile | None, holdout: Data
         raise BadInput(problems)
 
 
+def _pass_or_none(through: str | None) -> LowBitPass:
+    """The pass; one that does not exist is told by the settings' own rules."""
+    try:
+        return pass_named(through)
+    except BadInput:
+        return LowBitPass(grids=ActivationGrids())
+
+
 def _is_gated(until: Any) -> bool:
     """Whether a forget term's bound is measured on the holdout."""
     return bool(until == "holdout")
@@ -427,11 +452,14 @@ def _run(request: Request, stage: Stage, progress: Progress, processes: Processe
     opened = open_for_training(
         request.folder, device=request.device, template=wanted.template, dtype=request.held_as, processes=processes
     )
+    rotation, kept = request.methods["rotation"], request.examples["retain" if request.retain else "forget"]
+    basis = enter_basis(opened, wanted.low_bit, rotation, kept, seed=wanted.seed, stage=stage, progress=progress)
     attach(request.methods["scope"], opened.model, seed=wanted.seed)
     metrics = MetricsFile(stage.work / "metrics.jsonl")
-    with straight_through(opened.model, wanted.grid):
+    with trained_through(opened.model, wanted.low_bit, basis):
         result, movers = _unlearn(request, opened, stage, metrics, progress)
     beside, exact = detach(request.methods["scope"], opened.model, original=request.folder.path)
+    leave(opened, wanted.low_bit, rotation, basis)
     stage.note("steps", result.steps)
     stage.note("stopped", result.reason)
     gate_units = [hashed_unit(unit) for unit in request.gate_units]
