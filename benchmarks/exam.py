@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ from letheon.audits.conditions.quantized import QuantizedWeights
 from letheon.audits.scorer import Scorer, exact_answers
 from letheon.data.encode import Encoder
 from letheon.data.records import read_records
+from letheon.lowbit.low_bit_pass import Basis, kept_online, pass_named, take_basis
 from letheon.methods import build
 from letheon.models import inspect_model, load_model, load_tokenizer
 from letheon.numerics.grids import CodebookGrid, Grid
 from letheon.runs.progress import Progress
 from letheon.tiny.world import WorldSize
 from letheon.training.losses import Body
+from letheon.training.straight_through import trained_through
 from letheon.unlearning.forget import forget
 
 FACTS = WorldSize(forget=24, retain=72, holdout=8, attributes=4, countries=10, texts=0)
@@ -69,6 +72,7 @@ def exam(
     grids: Mapping[str, Grid | CodebookGrid] | None = None,
     attack: Sequence[int] = (),
     rate: float = 3e-4,
+    through: str | None = None,
     keep: Path | None = None,
 ) -> dict[str, dict[str, float]]:
     """Condition -> share of exact answers by what was asked ("forget", "retain", ...).
@@ -79,6 +83,7 @@ def exam(
         grids: name -> grid: the conditions beside "as_is".
         attack: steps of relearning after which the other half of the forgotten people is asked: "relearn_K".
         rate: of the attacker.
+        through: a low-bit pass such as "w4a4kv4", in the basis that the folder says: one more condition, "through".
         keep: a file that holds the answer once it is there.
     """
     if keep is not None and keep.is_file():
@@ -94,6 +99,10 @@ def exam(
         with grid_condition(grid).applied(model, model_folder):
             scorer.forget_results()
             found[name] = _asked(scorer, sets, ("forget", "retain"))
+    if through is not None:
+        with deployed(model, through):
+            scorer.forget_results()
+            found["through"] = _asked(scorer, sets, tuple(ASKED))
     scorer.forget_results()
     if attack:
         settings = {"name": "relearn", "learning_rate": rate}
@@ -105,6 +114,19 @@ def exam(
         keep.parent.mkdir(parents=True, exist_ok=True)
         keep.write_text(json.dumps(found), encoding="utf-8")
     return found
+
+
+@contextmanager
+def deployed(model: Any, through: str) -> Iterator[None]:
+    """Inside, the model runs as it would on low bits; its weights are put back to the bit."""
+    online = kept_online(model)
+    kept = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    take_basis(model, online)
+    try:
+        with trained_through(model, pass_named(through), Basis(online=online)):
+            yield
+    finally:
+        model.load_state_dict(kept)
 
 
 def _asked(scorer: Scorer, sets: AskedSets, names: Sequence[str]) -> dict[str, float]:
