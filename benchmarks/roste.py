@@ -1,6 +1,6 @@
-"""Is a model that was trained through W4A4KV4 better on four bits than one that is rounded afterwards, and does it forget?
+"""Is a model that was trained through W4A4KV4 better on four bits than one rounded afterwards, and does it forget?
 
-tuning    A tiny model with planted outliers learns new people, and is asked for them in wordings that it did not see, on
+tuning    A tiny model with planted outliers learns new people, and is asked for them in wordings it did not see, on
           four bits (weights a row, activations a token, keys and values a token and head). Six ways: at full precision,
           the same rounded, the same rotated everywhere and rounded, trained through four bits without rotations, with
           all of them, and with those that lower the error (RoSTE). Loss on the answers, nats a token.
