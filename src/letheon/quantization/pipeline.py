@@ -214,8 +214,6 @@ def check_request(values: Mapping[str, Any]) -> Request:
             shapes = _shapes(found["folder"])
             found["widest"] = max(inputs for _, inputs in shapes.values())
             _check_layers(found["folder"], shapes, found.get("quantizer", found["draft"]), found.get("writer"))
-            if wanted.calibration_data is not None:
-                _check_alike(found["folder"])
 
     def text() -> DataFile | None:
         if wanted.calibration_data is None:
@@ -298,16 +296,6 @@ def _shapes(folder: ModelFolder) -> dict[str, tuple[int, int]]:
         rows, columns = as_matrix(module, module.weight).shape
         shapes[name] = rows, columns
     return shapes
-
-
-def _check_alike(folder: ModelFolder) -> None:
-    """Raise BadInput where blocks are called in different ways: the streams take the first block's for all."""
-    kinds = set(folder.config.get("layer_types") or ())
-    require(
-        len(kinds) <= 1,
-        f"MODEL {folder.path}: its blocks are of several kinds ({', '.join(sorted(kinds))}), and calibration text can "
-        "go only through blocks that are all called alike. Use rtn without --calibration",
-    )
 
 
 def _check_layers(folder: ModelFolder, shapes: Mapping[str, tuple[int, int]], quantizer: Any, writer: Any) -> None:
