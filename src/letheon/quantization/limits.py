@@ -37,6 +37,8 @@ class Plan:
     """The grid of these layers."""
     transposed: frozenset[str] = frozenset()
     """Layers whose weight is stored as (in, out): GPT-2's."""
+    experts: frozenset[str] = frozenset()
+    """Layers of a mixture's experts."""
     online: tuple[str, ...] = ()
     """Transforms that stay in the forward pass, such as "R3" and "R4"."""
     has_group_index: bool = False
@@ -51,6 +53,7 @@ def layer_plan(model: LowBitModel, name: str, layer: Quantized) -> Plan:
         shapes={name: (rows, columns)},
         grid=layer.grid,
         transposed=model.transposed & {name},
+        experts=model.experts & {name},
         has_group_index=layer.group_index is not None,
     )
 
@@ -77,6 +80,8 @@ class Limits:
     """and a group's size of this, where it is not a row or the tensor."""
     has_group_index: bool = False
     """Whether a group may be of inputs that do not lie side by side."""
+    has_experts: bool = False
+    """Whether software that opens the files was seen to put the experts of a mixture together again."""
     instead: str = "compressed_tensors"
     """The format to propose for what this one lacks."""
 
@@ -92,6 +97,12 @@ class Limits:
             found.append(
                 f"{_named(sorted(plan.transposed), 'is', 'are')} stored as (in, out), which no file of format "
                 f"{self.format} can say. Use --format dense"
+            )
+        if plan.experts and not self.has_experts:
+            found.append(
+                f"{_named(sorted(plan.experts), 'belongs', 'belong')} to the experts of a mixture, and no file of "
+                f"format {self.format} with experts was seen to be opened. Use --format dense, or compressed_tensors "
+                "with a symmetric scheme"
             )
         if plan.has_group_index and not self.has_group_index:
             found.append(

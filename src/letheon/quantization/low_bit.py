@@ -27,6 +27,8 @@ class LowBitModel:
     """Name in the files -> every other tensor (embeddings, norms, biases, head), as it is to be stored."""
     transposed: frozenset[str] = frozenset()
     """Layers whose weight is stored as (in, out): GPT-2's."""
+    experts: frozenset[str] = frozenset()
+    """Layers of a mixture's experts."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Changes to config.json, such as untied embeddings after a rotation."""
     card: str = ""

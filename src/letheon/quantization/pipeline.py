@@ -22,19 +22,18 @@ from letheon.data.overlap import overlap
 from letheon.data.records import DataFile, read_records
 from letheon.errors import BadInput, gathering, require
 from letheon.lowbit.architectures import model_layout
+from letheon.lowbit.matrices import Matrix, decoder_matrices
 from letheon.methods import build, build_draft, describe, name_of
 from letheon.models import (
     ModelFolder,
-    as_matrix,
     check_quantizable,
-    decoder_linears,
     inspect_model,
     load_model,
     load_tokenizer,
     pick_device,
 )
 from letheon.quantization.assembling import low_bit_model
-from letheon.quantization.block_walk import Walk, Walked, walk
+from letheon.quantization.block_walk import Walk, Walked, no_experts, walk
 from letheon.quantization.calibrate import Calibration, make_calibration
 from letheon.quantization.kernels.columns import kernel_for
 from letheon.quantization.limits import Plan
@@ -83,7 +82,8 @@ class QuantizeResult:
     layers: dict[str, float]
     """Layer -> ||W - Q(W)||^2 / ||W||^2."""
     outputs: dict[str, float] = field(default_factory=dict)
-    """Layer -> the same of its outputs on the calibration text; empty without."""
+    """Layer -> the same of its outputs on the calibration text; empty without it, and without what an expert that
+    heard nothing has lost."""
     loss_before: float | None = None
     """Mean next-token loss of the untouched model on the calibration text, nats."""
     loss_after: float | None = None
@@ -211,9 +211,9 @@ def check_request(values: Mapping[str, Any]) -> Request:
         if {"folder", "quantizer", "writer"} <= set(found):
             found["quantizer"] = _with_scales(found["quantizer"], wanted.method, found["writer"], found["folder"])
         if {"folder", "draft"} <= set(found):
-            shapes = _shapes(found["folder"])
-            found["widest"] = max(inputs for _, inputs in shapes.values())
-            _check_layers(found["folder"], shapes, found.get("quantizer", found["draft"]), found.get("writer"))
+            matrices = decoder_matrices(make_blueprint(found["folder"].path))
+            found["widest"] = max(matrix.weight.shape[1] for matrix in matrices.values())
+            _check_layers(found["folder"], matrices, found.get("quantizer", found["draft"]), found.get("writer"))
 
     def text() -> DataFile | None:
         if wanted.calibration_data is None:
@@ -288,30 +288,25 @@ def _shared_with(data: DataFile, run: RunFolder, entry: StageRecord) -> list[str
     return [f"{shared.sentence}. Calibrating on what was forgotten can bring it back: use other text"] if shared else []
 
 
-def _shapes(folder: ModelFolder) -> dict[str, tuple[int, int]]:
-    """Layer -> (outputs, inputs)."""
-    shapes: dict[str, tuple[int, int]] = {}
-    linears: dict[str, Any] = dict(decoder_linears(make_blueprint(folder.path)))
-    for name, module in linears.items():
-        rows, columns = as_matrix(module, module.weight).shape
-        shapes[name] = rows, columns
-    return shapes
-
-
-def _check_layers(folder: ModelFolder, shapes: Mapping[str, tuple[int, int]], quantizer: Any, writer: Any) -> None:
+def _check_layers(folder: ModelFolder, matrices: Mapping[str, Matrix], quantizer: Any, writer: Any) -> None:
     """Refuse what does not divide or does not go into the file before a stage begins. No writer: None."""
     with gathering():  # what else is wrong with the grid is told already
         grid = getattr(quantizer, "grid", None)
     if grid is None:
         return
+    shapes = {name: (matrix.weight.shape[0], matrix.weight.shape[1]) for name, matrix in matrices.items()}
     group = getattr(grid, "group", None)
     problems = _indivisible(shapes, group) if isinstance(group, int) and group >= 1 else []
+    experts = frozenset(name for name, matrix in matrices.items() if matrix.is_expert)
+    if experts and hasattr(quantizer, "prepare_block"):
+        problems.append(no_experts(quantizer))
     if hasattr(writer, "check"):  # a format of one's own need not have limits
         plan = Plan(
             original=folder,
             shapes=shapes,
             grid=grid,
-            transposed=frozenset(shapes) if folder.model_type == "gpt2" else frozenset(),  # its Conv1D: (in, out)
+            transposed=frozenset(name for name, matrix in matrices.items() if matrix.is_turned),
+            experts=experts,
             has_group_index=getattr(quantizer, "act_order", "") == "dynamic" and isinstance(group, int),
         )
         try:
@@ -342,7 +337,7 @@ def _run(request: Request, calibration: Calibration | None, stage: Stage, progre
     check_finite(model, request.folder)
     layout = model_layout(model)
     solved_by = "" if calibration is None else f", {calibration.tokens} tokens of text, {kernel_for(request.device)}"
-    progress.say(f"quantize: {sum(len(b.linears) for b in layout.blocks)} layers, {name_of(quantizer)}{solved_by}")
+    progress.say(f"quantize: {sum(len(b.layers) for b in layout.blocks)} layers, {name_of(quantizer)}{solved_by}")
     progress.start()
     keep = stage.work / "blocks"
     stored = getattr(torch, writer.loads_as(request.folder)) if hasattr(writer, "loads_as") else None
@@ -388,7 +383,7 @@ def _say(request: Request, found: Walked, has_text: bool, stage: Stage, progress
     stage.note("fallen_back", found.fallen_back)
     progress.say(f"quantize: relative squared error of the weights {_spread(weights)}")
     if has_text:
-        outputs = {name: lost["outputs"] for name, lost in found.figures.items()}
+        outputs = {name: lost["outputs"] for name, lost in found.figures.items() if "outputs" in lost}
         stage.note("outputs", outputs)
         stage.note("blocks", found.blocks)
         stage.note("losses", {"before": found.loss_before, "after": found.loss_after})
