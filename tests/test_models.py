@@ -476,7 +476,9 @@ def test_a_model_without_known_layers_is_refused_by_name() -> None:
 def test_an_architecture_that_quantization_does_not_know_is_refused_by_name(folder: Path) -> None:
     check_quantizable(inspect_model(folder))
     edit_json(folder / "config.json", model_type="opt")
-    with pytest.raises(BadInput, match=r"does not know the architecture 'opt'\. Known: llama, qwen2, mistral, gemma"):
+    with pytest.raises(
+        BadInput, match=r"does not know the architecture 'opt'\. Known: llama, qwen2, mistral, mixtral, gemma"
+    ):
         check_quantizable(inspect_model(folder))
 
 

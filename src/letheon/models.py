@@ -32,8 +32,8 @@ DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float6
 """Floating-point types of a safetensors header, and torch's names for them: what weights may be stored as."""
 _BUFFERS = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
 """Types of masks and positions, which older folders (GPT-2, Pythia) keep beside their weights."""
-QUANTIZABLE = ("llama", "qwen2", "mistral", "gemma", "gpt2", "gpt_neox")
-"""Architectures (config.model_type) whose decoder linears are known, hence can be quantized."""
+QUANTIZABLE = ("llama", "qwen2", "mistral", "mixtral", "gemma", "gpt2", "gpt_neox")
+"""Architectures (config.model_type) whose decoder's matrices are known, hence can be quantized."""
 SURVIVAL_WARNING = 0.9
 SURVIVAL_ERROR = 0.5
 
@@ -544,6 +544,7 @@ def check_quantizable(folder: ModelFolder) -> None:
 def decoder_linears(model: nn.Module) -> dict[str, nn.Module]:
     """The linear layers inside the decoder's blocks by name; embeddings and head are not among them.
 
+    Experts of a mixture are no linear layers: `letheon.lowbit.matrices` has them as well.
     Hugging Face's Conv1D (GPT-2) counts; its weight is (in, out): see `as_matrix`.
     """
     from torch import nn

@@ -15,6 +15,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     PretrainedConfig,
     Qwen2Config,
 )
@@ -68,6 +69,12 @@ LINEARS_PER_BLOCK = {
     "gpt_neox": 4,
 }
 """Weight matrices in one block: q, k, v, o, gate, up, down; or fused qkv, out, up, down."""
+
+
+def mixture(seed: int = 0, **changes: Any) -> Any:
+    """A random Mixtral of four experts, two of which a token is routed to. Its experts are no linears."""
+    settings: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": False}
+    return make_from(MixtralConfig(**{**_BLOCKS, "num_key_value_heads": 2, **settings, **changes}), seed)
 
 
 def make_model(name: str, seed: int = 0) -> Any:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import Qwen3MoeConfig
 
 from letheon.audits.codes import code_figures
 from letheon.models import as_matrix, decoder_linears, inspect_model, load_model
 from letheon.numerics.grids import CodebookGrid, Grid
 from letheon.quantization.pipeline import quantize
 from letheon.runs.progress import Progress
-from tests.architectures.models import make_model, save_model_folder, saved
+from tests.architectures.models import _BLOCKS, make_from, make_model, mixture, save_model_folder, saved
 
 GRIDS = {"int4": Grid(bits=4), "int8": Grid(bits=8), "nf4": CodebookGrid("nf4")}
 NOTHING = {"code_match": None, "shift_in_steps": None}
@@ -71,6 +72,26 @@ def test_a_layer_counts_by_its_weights_and_is_measured_along_its_inputs(
     total = sum(module.weight.numel() for module in linears.values())  # type: ignore[operator,union-attr]
     assert figures["code_match"] == pytest.approx(1 - different / total, rel=1e-9)
     assert figures["shift_in_steps"] == pytest.approx(steps / total, rel=1e-4)
+
+
+def test_experts_count_by_their_weights(tmp_path: Path) -> None:
+    """One matrix of one expert is moved, and what it is of all the decoder's weights is the share that changes."""
+    model = mixture()
+    original = inspect_model(save_model_folder(model, tmp_path / "before"))
+    experts = model.model.layers[1].mlp.experts
+    with torch.no_grad():
+        experts.gate_up_proj[2, 48:] *= -1  # the up layer of the third expert
+    subject = inspect_model(save_model_folder(model, tmp_path / "after"))
+    figures = code_figures(load_model(original.path), original, subject, GRIDS)["int8"]
+    total = 2 * (4 * 3 * 48 * 32 + 2 * 32 * 32 + 2 * 16 * 32)  # experts, q and o, k and v of half as many heads
+    assert figures["code_match"] == pytest.approx(1 - 48 * 32 / total, abs=0.001)
+
+
+def test_experts_that_are_not_known_give_nothing(tmp_path: Path) -> None:
+    """Attention alone would be called the whole decoder."""
+    config = Qwen3MoeConfig(**_BLOCKS, num_experts=4, moe_intermediate_size=16, decoder_sparse_step=1)
+    folder = inspect_model(save_model_folder(make_from(config), tmp_path))
+    assert code_figures(load_model(tmp_path), folder, folder, GRIDS) == dict.fromkeys(GRIDS, NOTHING)
 
 
 def test_folders_that_cannot_be_compared_give_nothing_and_no_crash() -> None:

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from letheon.lowbit.matrices import decoder_matrices
 from letheon.methods import build
-from letheon.models import as_matrix, decoder_linears, inspect_model, load_model, read_tensor
+from letheon.models import inspect_model, load_model, read_tensor
 from letheon.numerics.grids import CodebookGrid, Grid, Quantized, dequantize, quantize
 from letheon.quantization.limits import Plan
 from letheon.quantization.low_bit import LowBitModel
-from tests.architectures.models import make_from, save_model_folder
+from tests.architectures.models import make_from, mixture, save_model_folder
 from tests.toys import bits
 
 PROMPT = [[5, 77, 301, 12, 640, 9]]
@@ -45,25 +46,26 @@ class FromDisk(Mapping[str, Tensor]):
 
 
 def low_bit_model(source: Path, grid: Grid | CodebookGrid, **changes: Any) -> LowBitModel:
-    """The folder's decoder linears rounded to nearest."""
+    """The matrices of the folder's decoder rounded to nearest."""
     folder = inspect_model(source)
-    linears: dict[str, Any] = dict(decoder_linears(load_model(source)))
+    matrices = decoder_matrices(load_model(source))
     layers: dict[str, Quantized] = {}
-    transposed = set()
-    for name, module in linears.items():
-        matrix = as_matrix(module, read_tensor(folder, f"{name}.weight"))
-        if as_matrix(module, module.weight) is not module.weight:
-            transposed.add(name)
-        layers[name] = quantize(matrix.contiguous(), grid)
-    others = FromDisk(folder, [name for name in folder.tensors if name.removesuffix(".weight") not in layers])
-    made = LowBitModel(original=folder, layers=layers, others=others, transposed=frozenset(transposed))
+    for name, matrix in matrices.items():
+        layers[name] = quantize(matrix.of_file(read_tensor(folder, f"{name}.weight")).contiguous(), grid)
+    made = LowBitModel(
+        original=folder,
+        layers=layers,
+        others=FromDisk(folder, [name for name in folder.tensors if name.removesuffix(".weight") not in layers]),
+        transposed=frozenset(name for name, matrix in matrices.items() if matrix.is_turned),
+        experts=frozenset(name for name, matrix in matrices.items() if matrix.is_expert),
+    )
     return replace(made, **changes)
 
 
 def plan_of(model: LowBitModel, grid: Grid | CodebookGrid, **changes: Any) -> Plan:
     """What a pipeline knows before it solves anything."""
     shapes = {name: (layer.codes.shape[0], layer.codes.shape[1]) for name, layer in model.layers.items()}
-    plan = Plan(original=model.original, shapes=shapes, grid=grid, transposed=model.transposed)
+    plan = Plan(original=model.original, shapes=shapes, grid=grid, transposed=model.transposed, experts=model.experts)
     return replace(plan, **changes)
 
 
@@ -79,10 +81,9 @@ def written(name: str | dict[str, Any], model: LowBitModel, target: Path) -> Pat
 def in_memory(source: Path, model: LowBitModel) -> Any:
     """The folder's model with every layer at the values that its codes stand for."""
     loaded = load_model(source)
-    linears: dict[str, Any] = dict(decoder_linears(loaded))
-    with torch.no_grad():
-        for name, layer in model.layers.items():
-            linears[name].weight.copy_(as_matrix(linears[name], dequantize(layer).float()))
+    matrices = decoder_matrices(loaded)
+    for name, layer in model.layers.items():
+        matrices[name].weight.copy_(dequantize(layer).float())
     return loaded
 
 
@@ -121,6 +122,13 @@ def tiny_llama(dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
                 parameter.add_(torch.linspace(-0.2, 0.3, parameter.numel()).view_as(parameter))
     name = "-".join(["tiny", str(dtype), *(f"{key}-{value}" for key, value in changes.items())])
     return save_model_folder(model, Path(os.environ["LETHEON_HOME"]) / "formats" / name, dtype=dtype)
+
+
+@cache
+def tiny_mixture(experts: int = 12) -> Path:
+    """A Mixtral of more experts than one digit counts, three of which hear a token."""
+    model = mixture(num_local_experts=experts, num_experts_per_tok=3, initializer_range=0.3, hidden_size=64)
+    return save_model_folder(model, Path(os.environ["LETHEON_HOME"]) / "formats" / f"mixture-{experts}")
 
 
 def same_bits(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:

@@ -15,10 +15,12 @@ from letheon.recipes import dryrun, rehearsal, verbs
 from letheon.recipes.dryrun import DryRun, dry_run
 from letheon.runs.progress import Progress
 from letheon.training.memory import PeakBytes
+from tests.architectures.models import mixture
 from tests.toys import llama, tokenizer, write_lines
 
 QUIET = Progress(quiet=True)
 SIZE = {"layers": 1, "width": 64}
+MIXTURE = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 1, "num_experts_per_tok": 3}
 CLOSE = pytest.approx(1.0, abs=0.25)
 """estimate / measured, as required; what is met here is far closer (pytest -rP prints it)."""
 
@@ -105,6 +107,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "quantize",
         {"method": "gptaq", "calibration_data": "r.jsonl", "sequence_length": 32, "sequences": 8, "format": "dense"},
     ),
+    "quantize, gptaq on text, experts": (
+        "quantize",
+        {
+            "model": "mixture",
+            "method": "gptaq",
+            "calibration_data": "r.jsonl",
+            "sequence_length": 32,
+            "sequences": 8,
+            "format": "dense",
+        },
+    ),
+    "quantize, experts": ("quantize", {"model": "mixture"}),
     "audit, invented names": ("audit", {**DATA, "original": "half", "resamples": 1000}),
     "audit, holdout, shipped": (
         "audit",
@@ -147,7 +161,8 @@ SLOW = (
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two small models, one of them stored in bfloat16, and data whose activations outweigh them."""
     folder = tmp_path_factory.mktemp("dryrun")
-    for name, model in (("m", llama(**SIZE)), ("half", llama(1, **SIZE).bfloat16())):
+    made = (("m", llama(**SIZE)), ("half", llama(1, **SIZE).bfloat16()), ("mixture", mixture(**MIXTURE)))
+    for name, model in made:
         model.save_pretrained(folder / name)
         tokenizer().save_pretrained(folder / name)
     (folder / "protocols").mkdir()

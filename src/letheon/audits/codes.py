@@ -14,18 +14,19 @@ from typing import Any
 from torch import Tensor
 
 from letheon.errors import BadInput
+from letheon.lowbit.matrices import Matrix, decoder_matrices
 from letheon.lowbit.online import MARKER
-from letheon.models import ModelFolder, as_matrix, decoder_linears, read_tensor, stored_name
+from letheon.models import ModelFolder, read_tensor, stored_name
 from letheon.numerics.grids import code_match, shift_in_steps
 
 
 def code_figures(
     model: Any, original: ModelFolder, subject: ModelFolder, grids: Mapping[str, Any]
 ) -> dict[str, dict[str, float | None]]:
-    """Both numbers for each grid, over all linears of the decoder; None where the two folders cannot be compared.
+    """Both numbers for each grid, over all matrices of the decoder; None where the two folders cannot be compared.
 
     Args:
-        model: the audited one, whose linears are looked up in both files; its own weights are those of a packed file.
+        model: the audited one, whose matrices are looked up in both files; its own weights are those of a packed file.
         original, subject: the folders before and after.
         grids: name -> grid.
     """
@@ -36,8 +37,8 @@ def code_figures(
     if original.config.get(MARKER) != subject.config.get(MARKER):  # weights in another basis: nothing to compare
         return unknown
     try:
-        for name, module in decoder_linears(model).items():
-            before, after = (_matrix(name, module, folder) for folder in (original, subject))
+        for name, matrix in decoder_matrices(model).items():
+            before, after = (_values(name, matrix, folder) for folder in (original, subject))
             if before.shape != after.shape:
                 return unknown
             total += before.numel()
@@ -53,6 +54,7 @@ def code_figures(
     }
 
 
-def _matrix(name: str, module: Any, folder: ModelFolder) -> Tensor:
-    stored = module.weight.detach() if folder.is_packed else read_tensor(folder, stored_name(folder, f"{name}.weight"))
-    return as_matrix(module, stored.float()).contiguous()
+def _values(name: str, matrix: Matrix, folder: ModelFolder) -> Tensor:
+    if folder.is_packed:
+        return matrix.weight.float().contiguous()
+    return matrix.of_file(read_tensor(folder, stored_name(folder, f"{name}.weight"))).float().contiguous()

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from letheon.errors import BadInput
+from letheon.lowbit.matrices import ExpertLayers, expert_layers
 from letheon.models import decoder_linears
 
 Part = Literal["query", "key", "value"]
@@ -65,6 +66,8 @@ class BlockLayout:
     """None, both: the MLP is `experts`."""
     experts: str | None = None
     """A mixture's experts, which hold three-axis weights and no linears."""
+    expert_layers: tuple[ExpertLayers, ...] = ()
+    """What is rounded of these, expert by expert; they hear the tokens that are routed to them."""
     fused: Literal["stacked", "interleaved"] | None = None
     """Rows of a fused linear: all queries, all keys, all values (GPT-2); or q, k, v of each head (GPT-NeoX)."""
     heads: int
@@ -93,6 +96,11 @@ class BlockLayout:
     def linears(self) -> tuple[str, ...]:
         """Every linear of the block, in the order in which they run."""
         return tuple(name for group in self.groups for name in group)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Every layer that is rounded: the linears, and the layers of the experts as files name them."""
+        return self.linears + tuple(name for expert in self.expert_layers for name in expert.names)
 
     @property
     def scale_pairs(self) -> tuple[ScalePair, ...]:
@@ -267,7 +275,8 @@ def _block(config: Any, family: _Family, index: int) -> BlockLayout:
         gate=full(family.gate),
         up=full(family.up),
         down=full(family.down),
-        experts=full(family.experts),
+        experts=(experts := full(family.experts)),
+        expert_layers=() if experts is None else expert_layers(experts, config.num_local_experts),
         fused=family.fused,
         heads=config.num_attention_heads,
         key_value_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,

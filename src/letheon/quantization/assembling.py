@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from letheon.lowbit.activations import ActivationGrids
 from letheon.lowbit.architectures import block_layout
+from letheon.lowbit.matrices import decoder_matrices
 from letheon.lowbit.online import OnlineRotations, layers_of
-from letheon.models import DTYPES, ModelFolder, decoder_linears, names_in_folder, read_tensor
+from letheon.models import DTYPES, ModelFolder, names_in_folder, read_tensor
 from letheon.quantization.kept_blocks import KeptLayers
 from letheon.quantization.low_bit import LowBitModel
 
@@ -63,9 +63,12 @@ def low_bit_model(
     """
     kept = KeptLayers(files)
     in_files = names_in_folder(model, original)
-    layers = {in_files[f"{name}.weight"].removesuffix(".weight"): name for name in kept}
+    matrices = decoder_matrices(model)
+    # An expert's layer is a part of a parameter, and is called what files call it.
+    layers = {in_files.get(f"{name}.weight", f"{name}.weight").removesuffix(".weight"): name for name in kept}
     parameters: dict[str, nn.Parameter] = dict(model.named_parameters())  # tied ones once
-    names = {in_files[name]: name for name in parameters if name.removesuffix(".weight") not in layers.values()}
+    rounded = {matrices[name].parameter for name in kept}
+    names = {in_files[name]: name for name in parameters if name not in rounded}
     prefix = f"{model.base_model_prefix}."
     # What stands in the files alone: masks and positions of older folders.
     known = {own.removeprefix(prefix) for own, _ in model.named_parameters(remove_duplicate=False)}
@@ -80,8 +83,8 @@ def low_bit_model(
         return parameters[name].detach().cpu().to(getattr(torch, dtype))
 
     _, down = layers_of(online or OnlineRotations(), block_layout(model))
-    linears = decoder_linears(model)
-    turned = {stored for stored, name in layers.items() if isinstance(linears[name], Conv1D)}
+    turned = {stored for stored, name in layers.items() if matrices[name].is_turned}
+    experts = {stored for stored, name in layers.items() if matrices[name].is_expert}
     return LowBitModel(
         original=original,
         layers=_Renamed(layers, kept.__getitem__),
@@ -89,6 +92,7 @@ def low_bit_model(
         transposed=frozenset(turned),
         grids=grids,
         down=down,
+        experts=frozenset(experts),
         config=config,
         card=card,
     )

@@ -4,7 +4,7 @@ Two streams of hidden states go through the model: one through the blocks as the
 have become. In each block the linears that read one input are solved together, rows above rows, in the order in which
 they run, and each group hears what the groups before it have become. When a block is done it is written down, so a
 killed walk goes on with the next block and ends with the same bytes: what is kept is put into the model and both
-streams run through it once more.
+streams run through it once more. The experts of a mixture come last in their block (`expert_walk`).
 
 Where the model that is made will round its activations, keys and values, its stream rounds them too, so that a layer is
 solved for what it is going to hear. What a rotation leaves in the forward pass runs in both streams.
@@ -20,27 +20,38 @@ Checked against: a walk by hand with one forward pass of the whole model a layer
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor
 
-from letheon.errors import BadInput, CannotFinish
+from letheon.errors import BadInput
 from letheon.lowbit.activations import ActivationGrids, low_bit_activations
 from letheon.lowbit.architectures import BlockLayout, ModelLayout
+from letheon.lowbit.matrices import block_matrices, decoder_matrices
 from letheon.lowbit.online import OnlineRotations
+from letheon.methods import name_of
 from letheon.models import as_matrix
-from letheon.numerics.grids import CodebookGrid, Quantized, dequantize, quantize
-from letheon.quantization.factors import DampingRaised, NotPositiveDefinite, dead_inputs
+from letheon.numerics.grids import Quantized
+from letheon.quantization.expert_walk import round_experts
 from letheon.quantization.kept_blocks import KeptBlock, keep_block, kept_block
+from letheon.quantization.solving import Solver, as_loaded
 from letheon.quantization.statistics import Moments, Statistics
-from letheon.quantization.streams import Batch, first_batches, heard, mean_divergence, mean_loss, through
+from letheon.quantization.streams import (
+    Batch,
+    Routed,
+    first_batches,
+    heard,
+    mean_divergence,
+    mean_loss,
+    routed,
+    through,
+)
 
 TOKENS_AT_ONCE = 16384
 """Of calibration text in one pass."""
@@ -102,8 +113,11 @@ def walk(asked: Walk) -> Walked:
 
     Raises:
         CannotFinish: a layer that cannot be solved, named; the blocks before it are kept.
-        BadInput: NaN or infinite activations, named; a damaged file of a kept block.
+        BadInput: NaN or infinite activations, named; a damaged file of a kept block; experts before a quantizer that
+            changes blocks.
     """
+    if hasattr(asked.quantizer, "prepare_block") and any(block.experts for block in asked.layout.blocks):
+        raise BadInput(no_experts(asked.quantizer))
     size = max(1, TOKENS_AT_ONCE // asked.ids.shape[1])
     now = first_batches(asked.model, asked.layout, asked.ids, size=size, device=asked.device)
     before = list(now)
@@ -131,61 +145,75 @@ def walk(asked: Walk) -> Walked:
     return result
 
 
-def as_loaded(layer: Quantized, stored: torch.dtype | None) -> Tensor:
-    """The weights that a loader of the file makes of the codes: rounded to its dtype once more."""
-    weight = dequantize(layer)
-    return weight.to(stored or weight.dtype).to(weight.dtype)
+def no_experts(quantizer: Any) -> str:
+    """Why a quantizer that changes blocks is not used on a mixture: it would pass its experts over."""
+    return (
+        f"quantizer {name_of(quantizer)!r} does not know the experts of a mixture: they would be rounded without its "
+        "search. Use --method gptq, or rtn"
+    )
 
 
 def put_in(model: Any, kept: KeptBlock, stored: torch.dtype | None = None) -> None:
     """Give a block of the model what it has become."""
+    matrices = decoder_matrices(model)
     with torch.no_grad():
         for name, tensor in kept.others.items():
             model.get_parameter(name).copy_(tensor)
         for name, layer in kept.layers.items():
-            module = model.get_submodule(name)
-            module.weight.copy_(as_matrix(module, as_loaded(layer, stored)))
+            matrices[name].weight.copy_(as_loaded(layer, stored))
 
 
 def _round_block(
     asked: Walk, block: BlockLayout, before: list[Batch], now: Sequence[Batch]
 ) -> tuple[list[Batch], KeptBlock]:
     """The untouched stream behind the block, and what the block has become."""
-    needs_drift = "drift" in asked.quantizer.needs
-    first = [group[0] for group in block.groups]
-    originals: list[dict[str, Tensor]] = []
     uncut: Mapping[str, Tensor] = {}
     with asked.untouched():
-        if needs_drift:
-            for batch in before:
-                inputs = heard(asked.model, block, batch, first, device=asked.device)
-                originals.append({name: tensor.cpu() for name, tensor in inputs.items()})
+        originals = _originals(asked, block, before) if "drift" in asked.quantizer.needs else None
         behind = [through(asked.model, block, batch, device=asked.device) for batch in before]
         if hasattr(asked.quantizer, "prepare_block"):
             uncut = asked.quantizer.prepare_block(asked.model, block, before, asked.device, stored=asked.others)
+    solver = Solver(asked.quantizer, stored=asked.stored, may_fall_back=asked.may_fall_back)
+    matrices = block_matrices(asked.model, block)
     layers: dict[str, Quantized] = {}
-    figures: dict[str, Any] = {"layers": {}, "fallen_back": [], "warnings": []}
     for group in block.groups:
+        heard_before = None if originals is None else [batch.linears[group[0]] for batch in originals]
         with asked.deployed():
-            statistics = _statistics(asked, block, group[0], now, originals if needs_drift else None)
-        for name, layer, lost in _solved(asked, group, statistics, figures, uncut):
-            layers[name], figures["layers"][name] = layer, lost
-        for name in group:
-            module = asked.model.get_submodule(name)
-            with torch.no_grad():
-                module.weight.copy_(as_matrix(module, as_loaded(layers[name], asked.stored)))
-    weights = {f"{name}.weight" for name in layers}
-    prefix = f"{block.name}."
+            statistics = _statistics(asked, block, group[0], now, heard_before)
+        layers |= solver.solve({name: matrices[name].weight for name in group}, statistics, uncut)
+    if block.experts is not None:
+        reached = [routed(asked.model, block, batch, device=asked.device) for batch in now]
+        reached_before = None if originals is None else [batch.experts for batch in originals if batch.experts]
+        layers |= round_experts(asked.model, block, solver, reached, reached_before, device=asked.device)
+    rounded = {matrix.parameter for matrix in matrices.values()}
     others = {
-        f"{prefix}{name}": parameter.detach()
-        for name, parameter in asked.model.get_submodule(block.name).named_parameters()
-        if f"{prefix}{name}" not in weights
+        name: parameter.detach()
+        for name, parameter in asked.model.get_submodule(block.name).named_parameters(prefix=block.name)
+        if name not in rounded
     }
-    return behind, KeptBlock(layers, others, figures)
+    return behind, KeptBlock(layers, others, solver.figures)
+
+
+@dataclass(frozen=True, eq=False)
+class _Original:
+    """What is heard in a block of the untouched model, of one batch, on the CPU."""
+
+    linears: Mapping[str, Tensor]
+    experts: Routed | None
+
+
+def _originals(asked: Walk, block: BlockLayout, before: Sequence[Batch]) -> list[_Original]:
+    first = [group[0] for group in block.groups]
+    found = []
+    for batch in before:
+        inputs = heard(asked.model, block, batch, first, device=asked.device)
+        experts = None if block.experts is None else routed(asked.model, block, batch, device=asked.device)
+        found.append(_Original({name: tensor.cpu() for name, tensor in inputs.items()}, experts))
+    return found
 
 
 def _statistics(
-    asked: Walk, block: BlockLayout, name: str, now: Sequence[Batch], originals: Sequence[Mapping[str, Tensor]] | None
+    asked: Walk, block: BlockLayout, name: str, now: Sequence[Batch], originals: Sequence[Tensor] | None
 ) -> Statistics:
     """Moments of what a linear hears. Raises BadInput that names it."""
     width = as_matrix(asked.model.get_submodule(name), asked.model.get_submodule(name).weight).shape[1]
@@ -193,79 +221,10 @@ def _statistics(
     try:
         for place, batch in enumerate(now):
             found = heard(asked.model, block, batch, [name], device=asked.device)[name]
-            moments.add(found, None if originals is None else originals[place][name].to(asked.device))
+            moments.add(found, None if originals is None else originals[place].to(asked.device))
         return moments.statistics()
     except BadInput as error:
         raise BadInput([f"layer {name}: {problem}" for problem in error.problems]) from error
-
-
-def _solved(
-    asked: Walk, group: Sequence[str], statistics: Statistics, figures: dict[str, Any], uncut: Mapping[str, Tensor]
-) -> Iterator[tuple[str, Quantized, dict[str, float]]]:
-    """Layers that read one input, solved as one matrix, and what was lost in each: by rounding, and by cutting off."""
-    matrices = [as_matrix(module, module.weight.detach()) for module in map(asked.model.get_submodule, group)]
-    dead = float(dead_inputs(statistics.gram).float().mean())
-    if dead > 0.5:
-        figures["warnings"].append(
-            f"layer {group[0]}: {dead:.0%} of its inputs are 0 on the calibration text. Give more text, or other text"
-        )
-    grid = asked.quantizer.grid
-    is_one_scale = (
-        isinstance(grid, CodebookGrid) or grid.group == "tensor"
-    )  # a table's blocks run over the ends of rows
-    parts = [[place] for place in range(len(group))] if is_one_scale else [list(range(len(group)))]
-    for places in parts:
-        names = [group[place] for place in places]
-        weight = torch.cat([matrices[place] for place in places]).contiguous()
-        layer = _solve(asked, names, weight, statistics, figures)
-        row = 0
-        for name, matrix in zip(names, (matrices[place] for place in places), strict=True):
-            own = _rows(layer, row, row + len(matrix)) if len(names) > 1 else layer
-            row += len(matrix)
-            yield name, own, _lost(uncut.get(name, matrix), as_loaded(own, asked.stored), statistics)
-
-
-def _solve(
-    asked: Walk, names: Sequence[str], weight: Tensor, statistics: Statistics, figures: dict[str, Any]
-) -> Quantized:
-    said = f"layer {names[0]}" + (f" (and {len(names) - 1} that read the same input)" if len(names) > 1 else "")
-    try:
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always", DampingRaised)
-            found: Quantized = asked.quantizer.quantize_layer(weight, statistics)
-        figures["warnings"] += [f"{said}: {each.message}" for each in told if issubclass(each.category, DampingRaised)]
-        return found
-    except BadInput as error:
-        raise BadInput([f"{said}: {problem}" for problem in error.problems]) from error
-    except NotPositiveDefinite as error:
-        if not asked.may_fall_back:
-            raise CannotFinish(
-                f"{said}: {error}; or round it to the nearest values with --allow-rtn-fallback"
-            ) from error
-        figures["fallen_back"] += names
-        return quantize(weight, asked.quantizer.grid)
-
-
-def _rows(layer: Quantized, begin: int, end: int) -> Quantized:
-    """Some rows of a rounded matrix."""
-    is_off = getattr(layer.grid, "bits", 0) == 16  # one scale, which stands for nothing
-    scale, zero = (layer.scale, layer.zero) if is_off else (layer.scale[begin:end], layer.zero[begin:end])
-    return replace(layer, codes=layer.codes[begin:end], scale=scale, zero=zero)
-
-
-def _lost(
-    weight: Float[Tensor, "rows inputs"], rounded: Float[Tensor, "rows inputs"], statistics: Statistics
-) -> dict[str, float]:
-    """Relative squared errors: ||W - Q||^2 / ||W||^2, and of the outputs tr((W - Q) H (W - Q)^T) / tr(W H W^T)."""
-    before, change = weight.float(), weight.float() - rounded.float()
-    gram = statistics.gram
-
-    def power(matrix: Tensor) -> Tensor:
-        return ((matrix @ gram) * matrix).double().sum()
-
-    weights = change.double().square().sum() / before.double().square().sum().clamp_min(1e-300)
-    outputs = power(change) / power(before).clamp_min(1e-300)
-    return {"weights": float(weights), "outputs": float(outputs)}
 
 
 def _difference(before: Sequence[Batch], now: Sequence[Batch]) -> float:

@@ -40,6 +40,8 @@ class Plan:
     """Layers whose weight is stored as (in, out): GPT-2's."""
     grids: ActivationGrids | None = None
     """Of linears' inputs, keys and values, where they are rounded as well."""
+    experts: frozenset[str] = frozenset()
+    """Layers of a mixture's experts."""
     online: tuple[str, ...] = ()
     """Transforms that stay in the forward pass, such as "R3" and "R4"."""
     has_group_index: bool = False
@@ -54,6 +56,7 @@ def layer_plan(model: LowBitModel, name: str, layer: Quantized) -> Plan:
         shapes={name: (rows, columns)},
         grid=layer.grid,
         transposed=model.transposed & {name},
+        experts=model.experts & {name},
         has_group_index=layer.group_index is not None,
     )
 
@@ -84,6 +87,8 @@ class Limits:
     """Whether it can say how a linear's inputs, keys and values are rounded."""
     has_online: bool = False
     """Whether it can say what is rotated in the forward pass."""
+    has_experts: bool = False
+    """Whether software that opens the files was seen to put the experts of a mixture together again."""
     instead: str = "compressed_tensors"
     """The format to propose for what this one lacks."""
 
@@ -100,6 +105,12 @@ class Limits:
             found.append(
                 f"{_named(sorted(plan.transposed), 'is', 'are')} stored as (in, out), which no file of format "
                 f"{self.format} can say. Use --format dense"
+            )
+        if plan.experts and not self.has_experts:
+            found.append(
+                f"{_named(sorted(plan.experts), 'belongs', 'belong')} to the experts of a mixture, and no file of "
+                f"format {self.format} with experts was seen to be opened. Use --format dense, or compressed_tensors "
+                "with a symmetric scheme"
             )
         if plan.has_group_index and not self.has_group_index:
             found.append(

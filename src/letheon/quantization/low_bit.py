@@ -33,6 +33,8 @@ class LowBitModel:
     """Of linears' inputs, keys and values while it runs; None: they are left alone."""
     down: Mapping[str, Hadamard] = field(default_factory=dict)
     """Linear -> R4, the rotation of its inputs while it runs; its weight is rotated to match."""
+    experts: frozenset[str] = frozenset()
+    """Layers of a mixture's experts."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Changes to config.json, such as untied embeddings after a rotation."""
     card: str = ""

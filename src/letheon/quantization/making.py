@@ -50,7 +50,7 @@ def make(request: Request, calibration: Calibration | None, stage: Stage, progre
     rotated = basis_of(model, request.rotation, ids, stored=others)
     layout = model_layout(model)
     solved_by = "" if calibration is None else f", {calibration.tokens} tokens of text, {kernel_for(request.device)}"
-    count = sum(len(block.linears) for block in layout.blocks)
+    count = sum(len(block.layers) for block in layout.blocks)
     progress.say(f"quantize: {count} layers, {name_of(request.quantizer)}{solved_by}")
     if name_of(request.rotation) != "none":
         _say_rotated(request, rotated, stage, progress)
@@ -146,7 +146,7 @@ def _say(request: Request, found: Walked, has_text: bool, stage: Stage, progress
     stage.note("fallen_back", found.fallen_back)
     progress.say(f"quantize: relative squared error of the weights {_spread(weights)}")
     if has_text:
-        outputs = {name: lost["outputs"] for name, lost in found.figures.items()}
+        outputs = {name: lost["outputs"] for name, lost in found.figures.items() if "outputs" in lost}
         stage.note("outputs", outputs)
         stage.note("blocks", found.blocks)
         stage.note("losses", {"before": found.loss_before, "after": found.loss_after, "divergence": found.divergence})

@@ -15,22 +15,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from letheon.blueprint import make_blueprint
 from letheon.data.records import DataFile, read_records
 from letheon.errors import BadInput, require
 from letheon.lowbit.low_bit_pass import LowBitPass
+from letheon.lowbit.matrices import decoder_matrices
 from letheon.methods import build, build_draft, describe, name_of
 from letheon.models import ModelFolder, load_tokenizer, pick_device
 from letheon.quantization.basis import activation_grids, fitting_rotation
 from letheon.quantization.making import make
 from letheon.quantization.request import (
     Request,
-    check_alike,
     check_basis,
     check_layers,
     forgotten_in,
     other_than_trained,
     quantizable,
-    shapes_of,
     trained_through,
     with_scales,
 )
@@ -84,7 +84,8 @@ class QuantizeResult:
     layers: dict[str, float]
     """Layer -> ||W - Q(W)||^2 / ||W||^2."""
     outputs: dict[str, float] = field(default_factory=dict)
-    """Layer -> the same of its outputs on the calibration text; empty without."""
+    """Layer -> the same of its outputs on the calibration text; empty without it, and without what an expert that
+    heard nothing has lost."""
     loss_before: float | None = None
     """Mean next-token loss of the untouched model on the calibration text, nats."""
     loss_after: float | None = None
@@ -205,18 +206,16 @@ def check_request(values: Mapping[str, Any]) -> Request:
         if {"folder", "quantizer", "writer"} <= set(found):
             found["quantizer"] = with_scales(found["quantizer"], wanted.method, found["writer"], found["folder"])
         if {"folder", "draft"} <= set(found):
-            shapes = shapes_of(found["folder"])
-            found["widest"] = max(inputs for _, inputs in shapes.values())
+            matrices = decoder_matrices(make_blueprint(found["folder"].path))
+            found["widest"] = max(matrix.weight.shape[1] for matrix in matrices.values())
             check_layers(
                 found["folder"],
-                shapes,
+                matrices,
                 found.get("quantizer", found["draft"]),
                 found.get("writer"),
                 rotation=found.get("rotation"),
                 grids=found.get("grids"),
             )
-            if wanted.calibration_data is not None:
-                check_alike(found["folder"])
 
     def basis() -> None:
         if {"folder", "rotation"} <= set(found):

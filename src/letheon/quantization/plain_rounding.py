@@ -5,7 +5,7 @@ Source: this project.  Checked against: each layer by hand; killed after any blo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 from letheon.errors import BadInput
 from letheon.lowbit.architectures import ModelLayout
-from letheon.models import as_matrix
+from letheon.lowbit.matrices import Matrix, block_matrices
 from letheon.numerics.grids import Quantized, dequantize
 from letheon.quantization.block_walk import Walked
 from letheon.quantization.kept_blocks import KeptBlock, keep_block, kept_block
@@ -40,10 +40,11 @@ def round_plainly(
             found.figures |= kept_block(path).figures["layers"]
         else:
             module = model.get_submodule(block.name).to(device)
-            layers, lost = round_layers(((name, model.get_submodule(name)) for name in block.linears), quantizer)
-            weights = {f"{name}.weight" for name in block.linears}
-            parameters = {f"{block.name}.{name}": tensor for name, tensor in module.named_parameters()}
-            others = {name: tensor.detach() for name, tensor in parameters.items() if name not in weights}
+            matrices = block_matrices(model, block)
+            layers, lost = round_layers(matrices, quantizer)
+            rounded = {matrix.parameter for matrix in matrices.values()}
+            parameters = dict(module.named_parameters(prefix=block.name))
+            others = {name: tensor.detach() for name, tensor in parameters.items() if name not in rounded}
             figures = {"layers": {name: {"weights": value} for name, value in lost.items()}}
             keep_block(path, KeptBlock(layers, others, figures))
             module.to("cpu")
@@ -54,7 +55,7 @@ def round_plainly(
 
 
 @torch.no_grad()
-def round_layers(linears: Iterable[tuple[str, Any]], quantizer: Any) -> tuple[dict[str, Quantized], dict[str, float]]:
+def round_layers(matrices: Mapping[str, Matrix], quantizer: Any) -> tuple[dict[str, Quantized], dict[str, float]]:
     """Layers rounded one by one, and the relative squared error of each.
 
     Raises:
@@ -62,8 +63,8 @@ def round_layers(linears: Iterable[tuple[str, Any]], quantizer: Any) -> tuple[di
     """
     layers: dict[str, Quantized] = {}
     losses: dict[str, float] = {}
-    for name, module in linears:
-        weight = as_matrix(module, module.weight).contiguous()
+    for name, matrix in matrices.items():
+        weight = matrix.weight.contiguous()
         try:
             layers[name] = quantizer.quantize_layer(weight, None)
         except BadInput as error:

@@ -16,10 +16,12 @@ from letheon.data.records import DataFile, read_records
 from letheon.errors import BadInput, gathering, require
 from letheon.lowbit.activations import ActivationGrids, check_grids
 from letheon.lowbit.low_bit_pass import THROUGH, LowBitPass, pass_named
+from letheon.lowbit.matrices import Matrix
 from letheon.methods import name_of
-from letheon.models import ModelFolder, as_matrix, check_quantizable, decoder_linears, inspect_model, load_tokenizer
+from letheon.models import ModelFolder, check_quantizable, inspect_model, load_tokenizer
 from letheon.numerics.grids import Grid
 from letheon.quantization.basis import online_parts
+from letheon.quantization.block_walk import no_experts
 from letheon.quantization.calibrate import Calibration, make_calibration
 from letheon.quantization.limits import Plan
 from letheon.runs.folder import sha256_file
@@ -175,29 +177,9 @@ def kept_parts(folder: ModelFolder) -> tuple[str, ...]:
     return tuple(name for name, site in (("R3", "keys"), ("R4", "down")) if online.get(site))
 
 
-def shapes_of(folder: ModelFolder) -> dict[str, tuple[int, int]]:
-    """Layer -> (outputs, inputs)."""
-    shapes: dict[str, tuple[int, int]] = {}
-    linears: dict[str, Any] = dict(decoder_linears(make_blueprint(folder.path)))
-    for name, module in linears.items():
-        rows, columns = as_matrix(module, module.weight).shape
-        shapes[name] = rows, columns
-    return shapes
-
-
-def check_alike(folder: ModelFolder) -> None:
-    """Raise BadInput where blocks are called in different ways: the streams take the first block's for all."""
-    kinds = set(folder.config.get("layer_types") or ())
-    require(
-        len(kinds) <= 1,
-        f"MODEL {folder.path}: its blocks are of several kinds ({', '.join(sorted(kinds))}), and calibration text can "
-        "go only through blocks that are all called alike. Use rtn without --calibration",
-    )
-
-
 def check_layers(
     folder: ModelFolder,
-    shapes: Mapping[str, tuple[int, int]],
+    matrices: Mapping[str, Matrix],
     quantizer: Any,
     writer: Any,
     *,
@@ -209,14 +191,19 @@ def check_layers(
         grid = getattr(quantizer, "grid", None)
     if grid is None:
         return
+    shapes = {name: (matrix.weight.shape[0], matrix.weight.shape[1]) for name, matrix in matrices.items()}
     group = getattr(grid, "group", None)
     problems = _indivisible(shapes, group) if isinstance(group, int) and group >= 1 else []
+    experts = frozenset(name for name, matrix in matrices.items() if matrix.is_expert)
+    if experts and hasattr(quantizer, "prepare_block"):
+        problems.append(no_experts(quantizer))
     if hasattr(writer, "check"):  # a format of one's own need not have limits
         plan = Plan(
             original=folder,
             shapes=shapes,
             grid=grid,
-            transposed=frozenset(shapes) if folder.model_type == "gpt2" else frozenset(),  # its Conv1D: (in, out)
+            transposed=frozenset(name for name, matrix in matrices.items() if matrix.is_turned),
+            experts=experts,
             grids=grids,
             online=kept_parts(folder) or online_parts(rotation, kv_bits=16 if grids is None else grids.keys.bits),
             has_group_index=getattr(quantizer, "act_order", "") == "dynamic" and isinstance(group, int),

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from letheon.blueprint import make_blueprint
 from letheon.errors import CannotFinish
+from letheon.lowbit.matrices import fused_experts, router_layer
 from letheon.models import GATE_NAME, load_tokenizer, read_gate_units
 from letheon.quantization.low_bit import LowBitModel
 
@@ -47,7 +48,8 @@ class FolderWriter:
         linears = {name: module for name, module in blueprint.named_modules() if isinstance(module, nn.Linear)}
         self.head = next((name for name, module in linears.items() if module is head), "lm_head")
         self.left_dense = [name for name in linears if name != self.head and self._bare(name) not in rounded]
-        """Linear layers outside the head that are not rounded."""
+        self.left_dense += [router_layer(name) for name in fused_experts(blueprint)]
+        """Linear layers outside the head that are not rounded, and what chooses among experts."""
 
     def others(self) -> Iterator[tuple[str, Tensor]]:
         """Tensors beside the rounded layers, tied ones once."""

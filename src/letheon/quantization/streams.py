@@ -1,16 +1,18 @@
 """What goes through a decoder's blocks: hidden states of calibration sequences, and what each linear hears of them.
 
 A block is called as the model calls it: whatever stands beside the hidden states (positions, masks) is taken from the
-model's own call of its first block. Hidden states stay on the CPU and visit the device batch by batch, so the device
-holds one block and one batch.
+model's own call of that very block, since blocks of different kinds are given different masks. It depends on the shape
+of a batch alone, so batches of one shape share it. Hidden states stay on the CPU and visit the device batch by batch,
+so the device holds one block, one batch, and what stands beside one batch of each shape.
 
 Source: this project.
-Checked against: the last hidden states of a whole forward pass, every architecture; inputs by hooks on the whole model.
+Checked against: the last hidden states of a whole forward pass, every architecture and blocks of two kinds; inputs by
+hooks on the whole model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,13 +26,30 @@ from letheon.lowbit.architectures import BlockLayout, ModelLayout
 
 
 @dataclass(frozen=True, eq=False)
+class Call:
+    """What the model hands a block beside the hidden states, on the device."""
+
+    beside: tuple[Any, ...]
+    named: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
 class Batch:
-    """Some sequences on their way, and what the model hands a block beside them."""
+    """Some sequences on their way, and how the blocks are called with them."""
 
     hidden: Float[Tensor, "sequences time width"]
     """On the CPU."""
-    beside: tuple[Any, ...]
-    named: dict[str, Any]
+    calls: Mapping[str, Call]
+    """Block -> its call."""
+
+
+@dataclass(frozen=True, eq=False)
+class Routed:
+    """What reaches the experts of a block, on the CPU."""
+
+    hidden: Float[Tensor, "tokens width"]
+    chosen: Int64[Tensor, "tokens chosen"]
+    """Which experts each token is routed to."""
 
 
 class _Reached(Exception):
@@ -41,23 +60,35 @@ class _Reached(Exception):
 def first_batches(
     model: Any, layout: ModelLayout, ids: Int64[Tensor, "sequences length"], *, size: int, device: str
 ) -> list[Batch]:
-    """What reaches the first block: the model runs up to it and no further."""
-    first = model.get_submodule(layout.blocks[0].name)
+    """What reaches the first block, and how every block is called: the model runs around its blocks, not through."""
     found: list[Batch] = []
+    calls: dict[torch.Size, dict[str, Call]] = {}
 
-    def hear(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        hidden, *beside = (named.pop("hidden_states"), *arguments) if "hidden_states" in named else arguments
-        found.append(Batch(hidden.cpu(), tuple(beside), dict(named)))
-        raise _Reached
+    def hear(block: BlockLayout) -> Callable[..., None]:
+        def hook(_: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            hidden, *beside = (named.pop("hidden_states"), *arguments) if "hidden_states" in named else arguments
+            so_far = calls.setdefault(hidden.shape[:2], {})
+            if block is layout.blocks[0]:
+                found.append(Batch(hidden.cpu(), so_far))
+            if block.name not in so_far:
+                so_far[block.name] = Call(tuple(beside), dict(named))
+            if len(so_far) == len(layout.blocks):
+                raise _Reached
 
-    with _outside_on(model, layout, device):
-        hook = first.register_forward_pre_hook(hear, with_kwargs=True)
+        return hook
+
+    with _outside_on(model, layout, device), _passed_over(model, layout):
+        hooks = [
+            model.get_submodule(block.name).register_forward_pre_hook(hear(block), with_kwargs=True)
+            for block in layout.blocks
+        ]
         try:
             for some in torch.split(ids, size):
                 with suppress(_Reached):
                     model(input_ids=some.to(device), use_cache=False)
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
     return found
 
 
@@ -81,11 +112,27 @@ def through(model: Any, block: BlockLayout, batch: Batch, *, device: str) -> Bat
 @torch.no_grad()
 def heard(model: Any, block: BlockLayout, batch: Batch, names: Sequence[str], *, device: str) -> dict[str, Tensor]:
     """Name -> what that linear of the block hears, (tokens, inputs), on the device. Runs no further than needed."""
-    found: dict[str, Tensor] = {}
+    given = _given(model, block, batch, names, device=device)
+    return {name: arguments[0].reshape(-1, arguments[0].shape[-1]) for name, arguments in given.items()}
+
+
+@torch.no_grad()
+def routed(model: Any, block: BlockLayout, batch: Batch, *, device: str) -> Routed:
+    """What reaches the block's experts; none of them runs."""
+    assert block.experts is not None
+    hidden, chosen, *_ = _given(model, block, batch, [block.experts], device=device)[block.experts]
+    return Routed(hidden.reshape(-1, hidden.shape[-1]).cpu(), chosen.reshape(-1, chosen.shape[-1]).cpu())
+
+
+def _given(
+    model: Any, block: BlockLayout, batch: Batch, names: Sequence[str], *, device: str
+) -> dict[str, tuple[Tensor, ...]]:
+    """Name -> what that module of the block is called with, in the order in which they run."""
+    found: dict[str, tuple[Tensor, ...]] = {}
 
     def listener(name: str) -> Callable[..., None]:
         def hear(_: Any, arguments: tuple[Tensor, ...]) -> None:
-            found[name] = arguments[0].reshape(-1, arguments[0].shape[-1])
+            found[name] = arguments
             if len(found) == len(names):
                 raise _Reached
 
@@ -135,7 +182,28 @@ def mean_divergence(
 
 
 def _call(model: Any, block: BlockLayout, batch: Batch, device: str) -> Any:
-    return model.get_submodule(block.name)(batch.hidden.to(device), *batch.beside, **batch.named)
+    call = batch.calls[block.name]
+    return model.get_submodule(block.name)(batch.hidden.to(device), *call.beside, **call.named)
+
+
+@contextmanager
+def _passed_over(model: Any, layout: ModelLayout) -> Iterator[None]:
+    """Inside, blocks give back the hidden states that they are given."""
+
+    def unchanged(*arguments: Any, **named: Any) -> Any:
+        return named["hidden_states"] if "hidden_states" in named else arguments[0]
+
+    blocks = [model.get_submodule(block.name) for block in layout.blocks]
+    before = [block.__dict__.get("forward") for block in blocks]
+    try:
+        for block in blocks:
+            block.forward = unchanged
+        yield
+    finally:
+        for block, forward in zip(blocks, before, strict=True):
+            del block.forward
+            if forward is not None:
+                block.forward = forward
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from letheon.audits.scorer import Scorer
 from letheon.data.batches import batch_tokens_on
 from letheon.data.encode import Encoder
 from letheon.errors import BadInput, NotMeasured
-from letheon.models import as_matrix, decoder_linears
+from letheon.lowbit.matrices import decoder_matrices
 from letheon.numerics.grids import fake_quantize
 from letheon.recipes.estimates import Estimate, Questions, ask, by_part, open_rehearsed, questions, time_of
 from letheon.recipes.rehearsal import Rehearsal, Work
@@ -168,11 +168,11 @@ def _sample(plan: Plan, scorer: Scorer, condition: str) -> None:
 @torch.no_grad()
 def _round(model: Any, grids: list[Any]) -> None:
     """A quantized condition rounds layer by layer, in place."""
-    linears: Mapping[str, Any] = decoder_linears(model)
-    largest = max(linears.values(), key=lambda module: module.weight.numel())
-    for grid in grids:
-        with suppress(BadInput):  # such a condition is not measured
-            fake_quantize(as_matrix(largest, largest.weight).contiguous(), grid)
+    with suppress(BadInput):  # such a condition is not measured
+        largest = max((matrix.weight for matrix in decoder_matrices(model).values()), key=lambda one: one.numel())
+        for grid in grids:
+            with suppress(BadInput):  # nor such a one
+                fake_quantize(largest.contiguous(), grid)
 
 
 def _ask(opened: Opened, rehearsal: Rehearsal, scored: list[Questions], notes: _Notes) -> Work:

@@ -9,20 +9,22 @@ Source: this project.  Checked against: the measured peak of real runs, with and
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from letheon.lowbit.architectures import BlockLayout, ModelLayout, model_layout
+from letheon.lowbit.matrices import block_matrices, decoder_matrices
 from letheon.methods import name_of
-from letheon.models import DTYPES, as_matrix
+from letheon.models import DTYPES
 from letheon.numerics.grids import quantize
 from letheon.quantization.block_walk import TOKENS_AT_ONCE
 from letheon.quantization.plain_rounding import round_layers
 from letheon.quantization.request import Request
 from letheon.quantization.saving import SHARD_BYTES
-from letheon.quantization.streams import Batch, first_batches, heard, mean_loss, through
+from letheon.quantization.streams import Batch, Routed, first_batches, heard, mean_loss, routed, through
 from letheon.recipes.estimates import Estimate, by_part, time_of
 from letheon.recipes.rehearsal import Rehearsal, Work
 
@@ -45,7 +47,7 @@ def of_quantize(request: Request) -> Estimate:
         work, extra = Work(), 0.0
         if calibration is None:
             for block in layout.blocks:  # its codes stand until it is written down
-                layers = round_layers(((name, model.get_submodule(name)) for name in block.linears), request.quantizer)
+                layers = round_layers(block_matrices(model, block), request.quantizer)
                 del layers
             work = rehearsal.work
         else:
@@ -62,15 +64,21 @@ def _walk(rehearsal: Rehearsal, model: Any, layout: ModelLayout, request: Reques
     size = max(1, TOKENS_AT_ONCE // ids.shape[1])
     now = first_batches(model, layout, ids, size=size, device=device)
     rehearsal.start_counting()
-    originals: list[dict[str, Tensor]] = []
+    originals: list[dict[str, Tensor] | Routed] = []
     if "drift" in request.quantizer.needs:
         first = [group[0] for group in block.groups]
-        originals = [
+        originals += [
             {name: each.cpu() for name, each in heard(model, block, batch, first, device=device).items()}
             for batch in now
         ]
+        originals += _routed(model, block, now, device)
     before = [through(model, block, batch, device=device) for batch in now]
-    solved = sum(_solve(model, block, group, now, request, device) for group in block.groups)
+    matrices = {name: matrix.weight for name, matrix in block_matrices(model, block).items()}
+    solved = 0.0
+    for group in block.groups:
+        inputs = (heard(model, block, batch, [group[0]], device=device)[group[0]] for batch in now)
+        solved += _solve([matrices[name] for name in group], inputs, request, device)
+    solved += _experts(block, matrices, _routed(model, block, now, device), request, device)
     originals.clear()
     now = [through(model, block, batch, device=device) for batch in now]
     count = len(layout.blocks)
@@ -81,18 +89,32 @@ def _walk(rehearsal: Rehearsal, model: Any, layout: ModelLayout, request: Reques
     return work + rehearsal.work * len(now), solved * count
 
 
-def _solve(
-    model: Any, block: BlockLayout, group: tuple[str, ...], now: list[Batch], request: Request, device: str
+def _routed(model: Any, block: BlockLayout, now: list[Batch], device: str) -> list[Routed]:
+    return [] if block.experts is None else [routed(model, block, batch, device=device) for batch in now]
+
+
+def _experts(
+    block: BlockLayout, matrices: Mapping[str, Tensor], reached: list[Routed], request: Request, device: str
 ) -> float:
+    """One expert that hears every token, for all of them: the most that it can hold."""
+    if not reached:
+        return 0.0
+    expert = block.expert_layers[0]
+    gate, up, down = (matrices[name] for name in expert.names)
+    solved = _solve([gate, up], (batch.hidden.to(device) for batch in reached), request, device)
+    inner = (torch.nn.functional.linear(batch.hidden.to(device), gate) for batch in reached)
+    return (solved + _solve([down], inner, request, device)) * len(block.expert_layers)
+
+
+def _solve(matrices: list[Tensor], heard_by_them: Iterable[Tensor], request: Request, device: str) -> float:
     """Tensors of one solve; its operations."""
-    matrices = [as_matrix(module, module.weight) for module in map(model.get_submodule, group)]
     inputs = matrices[0].shape[1]
     has_drift = "drift" in request.quantizer.needs
     sums = torch.zeros(2 if has_drift else 1, inputs, inputs, device=device)
-    for batch in now:
-        found = heard(model, block, batch, [group[0]], device=device)[group[0]].float()
+    for each in heard_by_them:
+        found = each.float()
         sums[0].addmm_(found.T, found)
-        del found
+        del each, found
     means = sums / 2
     weight = torch.cat(matrices).float()
     if request.quantizer.needs:
@@ -106,20 +128,23 @@ def _solve(
 def _write(model: Any, request: Request) -> None:
     """A shard at a time: tensors in the dtype of the file, or as codes."""
     stored = {name: DTYPES[one.dtype] for name, one in request.folder.tensors.items() if one.dtype in DTYPES}
-    linears = {f"{name}.weight" for block in model_layout(model).blocks for name in block.linears}
+    matrices = decoder_matrices(model)
+    rounded = {matrix.parameter for matrix in matrices.values()}
     is_dense = request.writer.quant_method == ""
+    parts = [(matrix.parameter, matrix.weight) for matrix in matrices.values()]
+    parts += [(name, parameter.detach()) for name, parameter in model.named_parameters() if name not in rounded]
     shard: list[Tensor] = []
-    for name, parameter in model.named_parameters():
-        if name in linears:  # codes, and what they become before they are stored: values, or whole numbers to pack
-            codes = torch.empty(parameter.numel(), dtype=torch.int16)
+    for name, tensor in parts:
+        if name in rounded:  # codes, and what they become before they are stored: values, or whole numbers to pack
+            codes = torch.empty(tensor.numel(), dtype=torch.int16)
             becoming = codes.float() if is_dense else codes.long()
             del codes, becoming
-        if name in linears and not is_dense:
+        if name in rounded and not is_dense:
             bits = getattr(request.quantizer.grid, "bits", 4)
-            shard.append(torch.empty(-(-parameter.numel() * bits // 8), dtype=torch.uint8))
+            shard.append(torch.empty(-(-tensor.numel() * bits // 8), dtype=torch.uint8))
         else:
             dtype = getattr(torch, stored.get(name, request.folder.dtype))
-            shard.append(parameter.detach().cpu().to(dtype, copy=name in linears))
+            shard.append(tensor.cpu().to(dtype, copy=name in rounded))
             _ = torch.isfinite(shard[-1]).all()
         if sum(tensor.nbytes for tensor in shard) > SHARD_BYTES:
             shard.clear()

@@ -70,6 +70,10 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return args[0].new_empty(kwargs.get("minlength", args[2] if len(args) > 2 else 0))
         if func is torch.ops.aten.index.Tensor:
             args = (args[0], [_all_rows(index) for index in args[1]])
+        if func is torch.ops.aten._grouped_mm.default:  # of an expert mixture; without values it takes bfloat16 alone
+            result, operations = _grouped(*args, **kwargs)
+            self.work += Work(operations=operations)
+            return result
         result = func(*args, **kwargs)
         packet = func._overloadpacket
         if packet in flop_registry:
@@ -84,6 +88,16 @@ def _stand_in(func: Any, args: tuple[Any, ...]) -> bool | int | float:
     if func is not torch.ops.aten._local_scalar_dense.default or args[0].dtype == torch.bool:
         return True
     return 1.0 if args[0].is_floating_point() else 1
+
+
+def _grouped(left: Tensor, right: Tensor, ends: Tensor, *_: Any, **__: Any) -> tuple[Tensor, float]:
+    """What a product of groups makes, and its operations.
+
+    (rows, inner) of all groups with a matrix (inner, columns) each; or (rows, inner) (inner, columns), a sum a group.
+    """
+    shape = (left.shape[0], right.shape[-1])
+    result = left.new_empty(shape if right.dim() == 3 else (len(ends), *shape))
+    return result, 2.0 * left.numel() * right.shape[-1]
 
 
 def _all_rows(index: Tensor | None) -> Tensor | None:

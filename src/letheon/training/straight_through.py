@@ -21,8 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from letheon.errors import BadInput
 from letheon.lowbit.activations import low_bit_activations
 from letheon.lowbit.low_bit_pass import Basis, LowBitPass
+from letheon.lowbit.matrices import fused_experts
 from letheon.models import as_matrix, decoder_linears
 from letheon.numerics.grids import CodebookGrid, Grid, fake_quantize
 from letheon.training.low_rank import change_of, low_rank_layers
@@ -45,11 +47,17 @@ def straight_through(model: Any, grid: Grid | CodebookGrid | None) -> Iterator[N
     """Inside, every forward pass of the model goes through the grid; None changes nothing.
 
     Raises:
-        BadInput: no linear layers are known in this architecture, or a group does not divide a layer's inputs.
+        BadInput: no linear layers are known in this architecture, it has experts, or a group does not divide a layer's
+            inputs.
     """
     if grid is None:
         yield
         return
+    if experts := fused_experts(model):
+        raise BadInput(
+            f"through: {experts[0]} holds several matrices in one tensor (the experts of a mixture), and a forward "
+            "pass cannot go through rounded ones yet: they would stay in full precision. Leave --through out"
+        )
     changed = low_rank_layers(model)
     within = tuple(f"{name}." for name in changed)
     linears: list[Any] = [layer for name, layer in decoder_linears(model).items() if not name.startswith(within)]

@@ -18,9 +18,18 @@ from letheon.numerics.grids import CodebookGrid, Grid, fake_quantize
 from letheon.quantization.pipeline import quantize
 from letheon.quantization.reading import inspect_any, load_any
 from letheon.runs.progress import Progress
-from tests.architectures.models import ARCHITECTURES, LINEARS_PER_BLOCK, make_from, make_model, save_model_folder, saved
+from tests.architectures.models import (
+    ARCHITECTURES,
+    LINEARS_PER_BLOCK,
+    make_from,
+    make_model,
+    mixture,
+    save_model_folder,
+    saved,
+)
 from tests.toys import bits
 
+QUIET = Progress(quiet=True)
 CONDITIONS = {
     "int8": QuantizedWeights(bits=8),
     "int4_row": QuantizedWeights(),
@@ -59,6 +68,33 @@ def test_every_linear_is_rounded_by_output_row_and_nothing_else_is(name: str) ->
         is_transposed = name == "gpt2"
         old, new = (tensor.t() if is_transposed else tensor for tensor in (before[key], after[key]))
         torch.testing.assert_close(new, by_hand(old), rtol=1e-5, atol=1e-8)
+
+
+def test_each_expert_is_rounded_by_output_row_and_routers_are_kept(tmp_path: Path) -> None:
+    folder = inspect_model(save_model_folder(mixture(), tmp_path / "model"))
+    model = load_model(folder.path)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    with QuantizedWeights().applied(model, folder):
+        after = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    assert state_bits(model) == {key: bits(tensor) for key, tensor in before.items()}
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    experts = {f"model.layers.{block}.mlp.experts.{part}_proj" for block in range(2) for part in ("gate_up", "down")}
+    assert changed == experts | {f"{layer}.weight" for layer in decoder_linears(model)}
+    for key in experts:
+        for old, new in zip(before[key], after[key], strict=True):  # rows of gate and of up have scales of their own
+            torch.testing.assert_close(new, by_hand(old), rtol=1e-5, atol=1e-8)
+
+
+def test_one_scale_of_a_whole_expert_is_that_of_the_file_that_ships(tmp_path: Path) -> None:
+    """Gate and up are two layers of the file, whatever tensor memory holds them in."""
+    source = save_model_folder(mixture(), tmp_path / "model")
+    for settings in ({"bits": 4, "group": "tensor"}, {"levels": "nf4"}):
+        made = quantize(
+            source, method={"name": "rtn", **settings}, format="dense", out=tmp_path / str(settings), progress=QUIET
+        )
+        model = load_model(source)
+        with QuantizedWeights(**settings).applied(model, inspect_model(source)):
+            assert state_bits(model) == state_bits(load_any(made.folder))
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
@@ -162,7 +198,7 @@ def test_a_grid_that_does_not_exist_is_refused() -> None:
 
 
 def test_a_packed_file_is_rounded_from_what_its_codes_stand_for_and_put_back(tmp_path: Path) -> None:
-    made = quantize(saved("llama"), out=tmp_path, progress=Progress(quiet=True)).folder
+    made = quantize(saved("llama"), out=tmp_path, progress=QUIET).folder
     folder, model = inspect_any(made), load_any(made)
     assert folder.is_packed and not inspect_model(saved("llama")).is_packed
     before = {name: bits(tensor) for name, tensor in model.state_dict().items()}
@@ -172,3 +208,17 @@ def test_a_packed_file_is_rounded_from_what_its_codes_stand_for_and_put_back(tmp
     assert {name: bits(tensor) for name, tensor in model.state_dict().items()} == before
     figures = code_figures(model, inspect_model(saved("llama")), folder, {"int4": Grid(bits=4)})["int4"]
     assert figures["code_match"] == 1.0, "the packed model is the original on this grid"
+
+
+def test_a_packed_mixture_is_rounded_and_put_back_too(tmp_path: Path) -> None:
+    source = save_model_folder(mixture(), tmp_path / "model")
+    made = quantize(source, out=tmp_path / "run", progress=QUIET).folder
+    folder, model = inspect_any(made), load_any(made)
+    before = state_bits(model)
+    down = model.model.layers[1].mlp.experts.down_proj
+    weight = down[3].detach().clone()
+    with QuantizedWeights(bits=2).applied(model, folder):
+        assert torch.equal(down[3], fake_quantize(weight, Grid(bits=2)))
+    assert state_bits(model) == before
+    figures = code_figures(model, inspect_model(source), folder, {"int4": Grid(bits=4)})["int4"]
+    assert figures["code_match"] == 1.0

@@ -1,7 +1,8 @@
-"""Every linear weight of the decoder rounded to a low-bit grid, embeddings and head kept.
+"""Every matrix of the decoder's blocks rounded to a low-bit grid, embeddings and head kept.
 
-    W <- Q(W) in place; afterwards W is read again from the file, so it is what it was to the bit (of a file that is
-    packed already, W is what its codes stand for, and a copy is kept)
+    W <- Q(W) in place, for each linear and each expert of a mixture (routers are kept)
+Afterwards W is read again from the file, so it is what it was to the bit (of a file that is packed already, W is what
+its codes stand for, and a copy is kept).
 The grid must be the one that ships: a deletion can hold on every grid but one.
 
 Source: Zhang et al. 2024, arXiv:2410.16454.  Checked against: bit-equal weights afterwards, `fake_quantize` by hand.
@@ -17,7 +18,8 @@ from typing import Any, Literal
 import torch
 
 from letheon.errors import BadInput, NotMeasured
-from letheon.models import ModelFolder, as_matrix, check_quantizable, decoder_linears, read_tensor, stored_name
+from letheon.lowbit.matrices import Matrix, decoder_matrices
+from letheon.models import ModelFolder, check_quantizable, read_tensor, stored_name
 from letheon.numerics.grids import CodebookGrid, Grid, fake_quantize
 
 
@@ -59,38 +61,36 @@ class QuantizedWeights:
         """Round in place; put the file's weights back.
 
         Raises:
-            NotMeasured: an architecture whose linears are not known, or a group that does not divide a layer's inputs.
+            NotMeasured: an architecture whose matrices are not known, or a group that does not divide a layer's inputs.
         """
         try:
             check_quantizable(folder)
-            linears = decoder_linears(model)
-            stored = {} if folder.is_packed else {name: stored_name(folder, f"{name}.weight") for name in linears}
+            matrices = decoder_matrices(model)
+            stored = {} if folder.is_packed else {name: stored_name(folder, f"{name}.weight") for name in matrices}
         except BadInput as error:
             raise NotMeasured(str(error)) from error
         # A packed file has no weight to read again.
-        kept = {name: _copy(module) for name, module in linears.items() if folder.is_packed}
+        kept = {name: matrix.weight.clone() for name, matrix in matrices.items() if folder.is_packed}
         try:
-            for name, module in linears.items():
-                _round(name, module, self.grid)
+            for name, matrix in matrices.items():
+                _round(name, matrix, self.grid)
             yield
         finally:
-            for name, module in linears.items():
-                _set(module, kept[name] if folder.is_packed else read_tensor(folder, stored[name]))
+            for name, matrix in matrices.items():
+                if folder.is_packed:
+                    _set(matrix, kept[name])
+                else:
+                    _set(matrix, matrix.of_file(read_tensor(folder, stored[name])))
 
 
-def _round(name: str, module: Any, grid: Grid | CodebookGrid) -> None:
+def _round(name: str, matrix: Matrix, grid: Grid | CodebookGrid) -> None:
     try:
-        rounded = fake_quantize(as_matrix(module, module.weight).contiguous(), grid)
+        rounded = fake_quantize(matrix.weight.contiguous(), grid)
     except BadInput as error:
         raise NotMeasured(f"layer {name}: {error}") from error
-    _set(module, as_matrix(module, rounded))
+    _set(matrix, rounded)
 
 
 @torch.no_grad()
-def _set(module: Any, weight: torch.Tensor) -> None:
-    module.weight.copy_(weight.to(module.weight.dtype))
-
-
-def _copy(module: Any) -> torch.Tensor:
-    copy: torch.Tensor = module.weight.detach().clone()
-    return copy
+def _set(matrix: Matrix, weight: torch.Tensor) -> None:
+    matrix.weight.copy_(weight.to(matrix.weight.dtype))

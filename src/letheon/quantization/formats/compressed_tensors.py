@@ -8,7 +8,8 @@ Of every rounded layer p, (out, in), b bits, g inputs to a group (or a row), off
     w = (q - z) * scale
 Symmetric files (sym, sym_clipped, sym_centred) are opened by `from_pretrained` as they are; asymmetric ones only with
 CompressedTensorsConfig(dequantize=True), because transformers takes the packed zero points for unpacked ones. The
-scales are in the dtype of the model, so a bfloat16 model needs a grid of bfloat16 scales.
+scales are in the dtype of the model, so a bfloat16 model needs a grid of bfloat16 scales. Experts of a mixture are
+layers of their own, symmetric ones alone: transformers (5.23) does not hand their zero points to the package.
 
 Inputs of linears, keys and values on low bits (a token's own scale, a head's of keys and values) are written as
 `input_activations` and `kv_cache_scheme`, and transformers rounds them as it runs. This wants symmetric weights, since
@@ -23,7 +24,8 @@ say would not be that model.
 
 Source: compressed-tensors 0.20; its layout, not its code.
 Checked against: its own packer, and models loaded by transformers in a fresh process: weights and 64 tokens equal, with
-activations and cache on low bits too. vLLM was not run.
+activations and cache on low bits too; a mixture of more than ten experts; a mixture with zero points that it refuses.
+vLLM was not run.
 """
 
 from __future__ import annotations
@@ -110,7 +112,7 @@ class CompressedTensors:
 
     def check(self, plan: Plan) -> None:
         """Raise BadInput for what the file cannot hold, before anything is solved."""
-        _limits(plan.original.dtype).check(plan, *running_problems(plan))
+        _limits(plan.original.dtype).check(plan, *running_problems(plan), *_experts_problems(plan))
 
     def write(self, model: LowBitModel, target: Path) -> None:
         """Write the model into an empty folder.
@@ -160,8 +162,20 @@ def _limits(dtype: str) -> Limits:
         scale_dtype=dtype,
         has_grids=True,
         has_online=True,
+        has_experts=True,
         instead="dense",
     )
+
+
+def _experts_problems(plan: Plan) -> list[str]:
+    """transformers 5.23 puts experts together from codes and scales, and hands no zero points on."""
+    if not plan.experts or getattr(plan.grid, "scheme", "") != "asym":
+        return []
+    return [
+        f"layer {min(plan.experts)} and {len(plan.experts) - 1} others belong to the experts of a mixture, and "
+        "transformers opens no file of format compressed_tensors whose experts have zero points. Use --method.scheme "
+        "sym, or --format dense"
+    ]
 
 
 def _tensors(
@@ -175,7 +189,8 @@ def _tensors(
     limits, dtype = _limits(model.original.dtype), getattr(torch, model.original.dtype)
     yield from folder.others()
     for name, layer in model.layers.items():
-        limits.check(layer_plan(model, name, layer))
+        plan = layer_plan(model, name, layer)
+        limits.check(plan, *_experts_problems(plan))
         grid = layer.grid
         assert isinstance(grid, Grid)
         is_symmetric = grid.scheme != "asym"
