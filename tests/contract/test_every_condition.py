@@ -142,7 +142,7 @@ def test_conditions_of_a_protocol_are_told_apart() -> None:
 
 def test_a_condition_that_leaves_a_bit_behind_would_be_found(tmp_path: Path) -> None:
     source = card("condition", "quantized").path.read_text()
-    put_back = "_set(module, kept[name] if folder.is_packed else read_tensor(folder, stored[name]))"
+    put_back = "_set(matrix, matrix.of_file(read_tensor(folder, stored[name])))"
     assert put_back in source
     broken = source.replace(put_back, "pass")
     (tmp_path / "mine.py").write_text(broken)

@@ -245,16 +245,28 @@ def test_rtn_needs_nothing_to_be_heard(tmp_path: Path) -> None:
 
 
 def test_an_expert_that_hears_few_tokens_is_told(tmp_path: Path) -> None:
-    model = mixture(num_experts_per_tok=1)
-    _, chosen = reaching(model, 0)
+    model = mixture(num_experts_per_tok=1, intermediate_size=32)
+    found = walked(model, {"name": "gptq", "bits": 8}, tmp_path)
+    _, chosen = reaching(model, 0)  # attention as it has become
     counts = [sum(expert in experts for experts in chosen) for expert in range(4)]
-    few = [expert for expert in range(4) if counts[expert] < 48]
-    found = walked(model, "gptq", tmp_path)
+    assert min(counts) < 32 < max(counts)
     (warning,) = [text for text in found.warnings if "model.layers.0." in text]
-    assert f"fewer of the {IDS.numel()} tokens" in warning and "(48)" in warning
-    assert 0 < len(few) < 4 or min(counts) > 0
-    for expert in range(4):
-        assert (f"experts.{expert} " in warning) == (expert in few)
+    assert f"fewer of the {IDS.numel()} tokens" in warning and "(32)" in warning
+    for expert, count in enumerate(counts):
+        assert (f"experts.{expert} {count}" in warning) == (count < 32)
+
+
+def test_an_expert_that_hears_nothing_but_zeros_hears_nothing(tmp_path: Path) -> None:
+    def silent() -> Any:
+        model = mixture()
+        with torch.no_grad():
+            model.model.layers[1].mlp.experts.gate_up_proj[2, :48] = 0  # silu(0) * up = 0
+        return model
+
+    found = walked(silent(), {"name": "gptq", "bits": 3}, tmp_path / "allowed", may_fall_back=True)
+    assert found.fallen_back == ["model.layers.1.block_sparse_moe.experts.2.w2"]
+    with pytest.raises(CannotFinish, match=r"experts\.2\.w2: it heard nothing of the calibration text"):
+        walked(silent(), "gptq", tmp_path / "not")
 
 
 def test_a_quantizer_that_changes_blocks_is_refused(tmp_path: Path) -> None:

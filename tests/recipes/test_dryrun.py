@@ -120,6 +120,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "quantize, experts": ("quantize", {"model": "mixture"}),
     "audit, invented names": ("audit", {**DATA, "original": "half", "resamples": 1000}),
+    "audit, experts": ("audit", {**DATA, "model": "mixture", "original": "mixture", "resamples": 1000}),
     "audit, holdout, shipped": (
         "audit",
         {**DATA, "original": "m", "holdout_data": "h.jsonl", "shipped": "m", "resamples": 1000},
@@ -153,6 +154,7 @@ SLOW = (
     "quantize",
     "audit, holdout, shipped",
     "audit, reference",
+    "audit, experts",
 )
 """What others nearly cover."""
 
