@@ -5,6 +5,7 @@ sam / npo_gdr      one more forget pass: 9 units of forward work against 6, so 1
                    needs three: measured at two lengths
 ngdiff / two_pass  the same two gradients, brought to length 1 instead of added
 gen / two_pass     with a rate fitted to three points in every tenth step
+roste / npo_gdr    through four-bit weights, activations, keys and values, with every rotation
 sure               bytes of the optimizer's state with a tenth of the rows active, against all
 
 OMP_NUM_THREADS=2 python benchmarks/unlearning_steps.py
@@ -24,12 +25,15 @@ from measuring import spread, write
 from npo_klr_step import BATCHES, CONFIG, OPTIMIZER, PAD, SIZE, batch, examples
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from letheon.lowbit.low_bit_pass import Basis, pass_named
+from letheon.lowbit.rotations.hadamard import HadamardRotation
 from letheon.methods import build
 from letheon.training.active import Active, Movers
 from letheon.training.gradients import MeanGradient, MeanLoss, Parts
 from letheon.training.loop import FittedRate, Loop, _step
 from letheon.training.losses import Body
 from letheon.training.stepping import make_optimizer
+from letheon.training.straight_through import trained_through
 from letheon.unlearning.objective import TermLoss, make_gradient
 from letheon.unlearning.reference import cache_log_probs
 
@@ -40,10 +44,11 @@ SIDES: dict[str, dict[str, Any]] = {
     "ngdiff": {"method": "gradient_ascent", "balance": "ngdiff"},
     "gen": {"method": "gradient_ascent", "is_joint": False, "rate": {"name": "gen", "every": 10}},
     "sure": {"scope": {"name": "sure", "percentile": 90.0}},
+    "roste": {"through": "w4a4kv4"},
 }
 ROUND = 10
 """A fitted rate looks in every tenth step."""
-RATIOS = {"sam": "npo_gdr", "ngdiff": "two_pass", "gen": "two_pass", "sure": "npo_gdr"}
+RATIOS = {"sam": "npo_gdr", "ngdiff": "two_pass", "gen": "two_pass", "sure": "npo_gdr", "roste": "npo_gdr"}
 
 
 def side(
@@ -56,11 +61,17 @@ def side(
     scope: Any = "all",
     rate: Any = "constant",
     is_joint: bool = True,
+    through: str | None = None,
 ) -> tuple[Callable[[int], None], int]:
     """A step of the real loop on a copy of the model, and the bytes of its optimizer's state."""
     model = copy.deepcopy(base).eval()
     forget, retain = (examples(SIZE * BATCHES, None, seed, longest=longest) for seed in (1, 2))
     body = Body(model)
+    chosen_pass, basis = pass_named(through), Basis()
+    if through is not None:
+        basis = Basis(online=HadamardRotation().rotate(model).online)
+    inside = trained_through(model, chosen_pass, basis)
+    inside.__enter__()  # as long as the side's model lives
     term = build("forget_term", method)
     needs_reference = "reference_log_probs" in term.needs
     reference = (
@@ -108,7 +119,7 @@ def side(
     optimizer = make_optimizer(list(movers.of.values()), OPTIMIZER)
     state = made.init(OPTIMIZER.learning_rate) if isinstance(made, FittedRate) else {}
 
-    def step(number: int) -> None:
+    def step(number: int, inside: Any = inside) -> None:
         nonlocal state
         _, state = _step(loop, movers, optimizer, number, state)
 
