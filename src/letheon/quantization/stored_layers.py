@@ -25,6 +25,8 @@ class StoredLayer:
     folder: ModelFolder
     name: str
     """Without any suffix."""
+    as_codes: bool = False
+    """Whether `weight` gives codes and scales, and not what they stand for."""
 
     @contextmanager
     def named_in_faults(self) -> Iterator[None]:
@@ -50,10 +52,10 @@ class StoredLayer:
             )
         return read_tensor(self.folder, full)
 
-    def dense(
+    def weight(
         self, *, codes: Tensor, scale: Tensor, zero: Tensor, bits: int, index: Tensor | None = None
-    ) -> tuple[str, Tensor]:
-        """The weight under its name, scale * (code - zero), in the dtype that a loader takes.
+    ) -> tuple[str, Tensor | Quantized]:
+        """The weight under its name, scale * (code - zero), in the dtype that a loader takes; or the parts of it.
 
         Args:
             codes: (out, in), 0 .. 2^bits - 1.
@@ -68,6 +70,9 @@ class StoredLayer:
         wrong = columns % groups if index is None else int(index.min()) < 0 or int(index.max()) >= groups
         if wrong or scale.shape != zero.shape or len(scale) != rows:
             raise BadInput(f"its {groups} groups do not go with its {columns} inputs. Download the folder again")
+        if index is not None and not columns % groups:
+            neighbours = torch.arange(columns) // (columns // groups)
+            index = None if torch.equal(index.long(), neighbours) else index
         group = "row" if groups == 1 else columns // groups
         quantized = Quantized(
             codes=codes.to(torch.int16),
@@ -77,19 +82,24 @@ class StoredLayer:
             dtype=getattr(torch, stored_dtype(self.folder)),
             group_index=None if index is None else index.to(torch.int32),
         )
-        return f"{self.name}.weight", dequantize(quantized)
+        return f"{self.name}.weight", quantized if self.as_codes else dequantize(quantized)
 
 
-def split(folder: ModelFolder, mark: str, parts: tuple[str, ...]) -> tuple[list[StoredLayer], list[str]]:
+def split(
+    folder: ModelFolder, mark: str, parts: tuple[str, ...], *, as_codes: bool = False
+) -> tuple[list[StoredLayer], list[str]]:
     """Packed layers, and the names of all other tensors.
 
     Args:
         folder: a folder of any packed format.
         mark: the part that every packed layer has.
         parts: every part that belongs to a packed layer.
+        as_codes: whether the layers are to be given as codes and scales.
     """
     layers = [
-        StoredLayer(folder, name.removesuffix(f".{mark}")) for name in folder.tensors if name.endswith(f".{mark}")
+        StoredLayer(folder, name.removesuffix(f".{mark}"), as_codes)
+        for name in folder.tensors
+        if name.endswith(f".{mark}")
     ]
     packed = {f"{layer.name}.{part}" for layer in layers for part in parts}
     return layers, [name for name in folder.tensors if name not in packed]

@@ -80,15 +80,19 @@ class AWQFormat:
         folder.finish(quantization=quantization, load=_LOAD)
 
     @staticmethod
-    def read(folder: ModelFolder) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor under its name in a dense file. Raises BadInput for what is not read or does not fit."""
+    def read(folder: ModelFolder, *, as_codes: bool = False) -> Iterator[tuple[str, Tensor | Quantized]]:
+        """Every tensor under its name in a dense file; rounded layers as codes and scales where these are asked for.
+
+        Raises:
+            BadInput: what is not read or does not fit.
+        """
         config = folder.config["quantization_config"]
         version, bits = str(config.get("version", "gemm")).lower(), config.get("bits", 4)
         if version != "gemm" or bits != 4:
             raise BadInput(
                 f"{folder.path}: AWQ files of version {version!r} and {bits} bits are not read. Readable: gemm, 4 bits"
             )
-        layers, others = split(folder, "qweight", _PARTS)
+        layers, others = split(folder, "qweight", _PARTS, as_codes=as_codes)
         yield from plain(folder, others)
         for layer in layers:
             with layer.named_in_faults():
@@ -121,11 +125,11 @@ def _packed(name: str, layer: Quantized) -> dict[str, Tensor]:
     }
 
 
-def _unpacked(layer: StoredLayer) -> tuple[str, Tensor]:
+def _unpacked(layer: StoredLayer) -> tuple[str, Tensor | Quantized]:
     words, scale = layer.part("qweight"), layer.part("scales")
     groups, rows = scale.shape
     lines = layer.part("qzeros", shape=(groups, rows // 8))
-    return layer.dense(
+    return layer.weight(
         codes=unpack_awq(words).T.contiguous(),
         scale=scale.T.contiguous(),
         zero=unpack_awq(lines).T.contiguous(),

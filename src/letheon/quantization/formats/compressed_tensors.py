@@ -135,19 +135,23 @@ class CompressedTensors:
         folder.finish(quantization=with_transforms(said, model.down), load=_LOAD_TRANSFORMED if model.down else load)
 
     @staticmethod
-    def read(folder: ModelFolder) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor under its name in a dense file. Raises BadInput for what is not read or does not fit."""
+    def read(folder: ModelFolder, *, as_codes: bool = False) -> Iterator[tuple[str, Tensor | Quantized]]:
+        """Every tensor under its name in a dense file; rounded layers as codes and scales where these are asked for.
+
+        Raises:
+            BadInput: what is not read or does not fit.
+        """
         config = folder.config["quantization_config"]
         _check_readable(folder, config)
         if config.get("format") == "pack-quantized":
-            layers, others = split(folder, "weight_packed", _PARTS)
+            layers, others = split(folder, "weight_packed", _PARTS, as_codes=as_codes)
             yield from plain(folder, [name for name in others if not is_transform(name)])
             for layer in layers:
                 with layer.named_in_faults():
                     found = _unpacked(layer, _arguments(layer, config))
                 yield found
         else:
-            layers, others = split(folder, "weight_scale", _NAIVE_PARTS)
+            layers, others = split(folder, "weight_scale", _NAIVE_PARTS, as_codes=as_codes)
             yield from plain(folder, [name for name in others if not is_transform(name)])
             for layer in layers:
                 with layer.named_in_faults():
@@ -294,7 +298,7 @@ def _names(target: str, name: str) -> bool:
     return target in ("Linear", name)
 
 
-def _unpacked(layer: StoredLayer, arguments: Mapping[str, Any]) -> tuple[str, Tensor]:
+def _unpacked(layer: StoredLayer, arguments: Mapping[str, Any]) -> tuple[str, Tensor | Quantized]:
     bits, offset = int(arguments["num_bits"]), 2 ** (int(arguments["num_bits"]) - 1)
     rows, columns = (int(length) for length in layer.part("weight_shape", shape=(2,)))
     words, scale = layer.part("weight_packed"), layer.part("weight_scale")
@@ -308,7 +312,7 @@ def _unpacked(layer: StoredLayer, arguments: Mapping[str, Any]) -> tuple[str, Te
             zero = (unpack_tens(lines, rows) if is_old else unpack(lines, bits, rows)).T
         else:  # as it is, around 0: older files
             zero = stored.to(torch.int16) + offset
-    return layer.dense(
+    return layer.weight(
         codes=unpack_tens(words, columns) if is_old else unpack(words, bits, columns),
         scale=scale,
         zero=zero,
@@ -317,11 +321,11 @@ def _unpacked(layer: StoredLayer, arguments: Mapping[str, Any]) -> tuple[str, Te
     )
 
 
-def _whole_numbers(layer: StoredLayer, arguments: Mapping[str, Any]) -> tuple[str, Tensor]:
+def _whole_numbers(layer: StoredLayer, arguments: Mapping[str, Any]) -> tuple[str, Tensor | Quantized]:
     offset = 2 ** (int(arguments["num_bits"]) - 1)
     weight, scale = layer.part("weight").to(torch.int16), layer.part("weight_scale")
     scale = scale.reshape(-1, 1).expand(len(weight), 1) if scale.numel() in (1, len(weight)) else scale
     zero = torch.zeros(scale.shape, dtype=torch.int16)
     if not arguments.get("symmetric", True):
         zero = layer.part("weight_zero_point").to(torch.int16).reshape(scale.shape)
-    return layer.dense(codes=weight + offset, scale=scale, zero=zero + offset, bits=int(arguments["num_bits"]))
+    return layer.weight(codes=weight + offset, scale=scale, zero=zero + offset, bits=int(arguments["num_bits"]))

@@ -97,8 +97,12 @@ class GPTQFormat:
         folder.finish(quantization=quantization, load=_LOAD)
 
     @staticmethod
-    def read(folder: ModelFolder) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor under its name in a dense file. Raises BadInput for what is not read or does not fit."""
+    def read(folder: ModelFolder, *, as_codes: bool = False) -> Iterator[tuple[str, Tensor | Quantized]]:
+        """Every tensor under its name in a dense file; rounded layers as codes and scales where these are asked for.
+
+        Raises:
+            BadInput: what is not read or does not fit.
+        """
         config = folder.config["quantization_config"]
         bits = config.get("bits")
         form = config.get("checkpoint_format", "gptq")
@@ -107,7 +111,7 @@ class GPTQFormat:
                 f"{folder.path}: GPTQ files of {bits} bits and checkpoint_format {form!r} are not read. Readable: "
                 f"{', '.join(map(str, _LIMITS.bits))} bits, {' and '.join(_CHECKPOINTS)}"
             )
-        layers, others = split(folder, "qweight", _PARTS)
+        layers, others = split(folder, "qweight", _PARTS, as_codes=as_codes)
         yield from plain(folder, others)
         for layer in layers:
             with layer.named_in_faults():
@@ -156,7 +160,7 @@ def _words(found: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in found.items())
 
 
-def _unpacked(layer: StoredLayer, bits: int, *, less: int) -> tuple[str, Tensor]:
+def _unpacked(layer: StoredLayer, bits: int, *, less: int) -> tuple[str, Tensor | Quantized]:
     words, scale = layer.part("qweight"), layer.part("scales")
     columns = words.shape[0] * 32 // bits
     groups, rows = scale.shape
@@ -164,7 +168,7 @@ def _unpacked(layer: StoredLayer, bits: int, *, less: int) -> tuple[str, Tensor]
     index = layer.part("g_idx", shape=(columns,)) if layer.has("g_idx") else None
     if index is None and groups > 1:
         index = torch.arange(columns) // (columns // groups)
-    return layer.dense(
+    return layer.weight(
         codes=unpack(words.T.contiguous(), bits, columns),
         scale=scale.T.contiguous(),
         zero=((unpack(lines, bits, rows) + less) % 2**bits).T.contiguous(),
