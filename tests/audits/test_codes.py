@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from letheon.models import as_matrix, decoder_linears, inspect_model, load_model
 from letheon.numerics.grids import CodebookGrid, Grid
 from letheon.quantization.pipeline import quantize
 from letheon.runs.progress import Progress
+from letheon.training.train import train
 from tests.architectures.models import _BLOCKS, make_from, make_model, mixture, save_model_folder, saved
+from tests.toys import write_lines
 
 GRIDS = {"int4": Grid(bits=4), "int8": Grid(bits=8), "nf4": CodebookGrid("nf4")}
 NOTHING = {"code_match": None, "shift_in_steps": None}
@@ -107,3 +110,14 @@ def test_weights_in_another_basis_are_not_compared(tmp_path: Path) -> None:
     original, subject = inspect_model(saved("llama")), inspect_model(made.folder)
     found = code_figures(load_model(made.folder), original, subject, {"int4": Grid(bits=4)})
     assert found == {"int4": {"code_match": None, "shift_in_steps": None}}
+
+
+def test_nor_are_those_of_a_model_that_was_trained_in_another_basis(tmp_path: Path) -> None:
+    lines = write_lines(tmp_path / "d.jsonl", [{"text": f"Line {number} of a text."} for number in range(8)])
+    given: dict[str, Any] = {"through": "w4a4kv4", "epochs": 1, "device": "cpu", "progress": Progress(quiet=True)}
+    turned = train(saved("llama"), data=lines, rotation="hadamard", out=tmp_path / "turned", **given).folder
+    plain = train(saved("llama"), data=lines, out=tmp_path / "plain", **given).folder
+    original = inspect_model(saved("llama"))
+    for folder, is_comparable in ((turned, False), (plain, True)):
+        found = code_figures(load_model(folder), original, inspect_model(folder), {"int4": Grid(bits=4)})
+        assert (found["int4"]["code_match"] is not None) == is_comparable

@@ -81,10 +81,10 @@ def test_an_adaptive_rotation_weighs_the_grids_that_are_asked_for() -> None:
 def test_parts_that_would_stay_in_the_forward_pass_are_there_only_where_they_are_asked_for() -> None:
     found = fitting_rotation("hadamard", bits=4, act_bits=4, kv_bits=4)
     assert found == HadamardRotation(keys=False, down=False) and online_parts(found, kv_bits=4) == ()
-    assert "R3 and R4, which would stay" in left_out("hadamard", found)
+    assert "R4, which would stay" in left_out("hadamard", found)
     given = {"name": "hadamard", "down": True}
     asked = fitting_rotation(given, bits=4, act_bits=4, kv_bits=4)
-    assert online_parts(asked, kv_bits=4) == ("R4",) and "R3, which" in left_out(given, asked)
+    assert online_parts(asked, kv_bits=4) == ("R4",) and not left_out(given, asked)
     every = HadamardRotation()
     assert fitting_rotation(every, bits=4, act_bits=4, kv_bits=4) is every and not left_out(every, every)
     assert online_parts(every, kv_bits=4) == ("R3", "R4") and online_parts(every, kv_bits=16) == ("R4",)
@@ -271,7 +271,8 @@ def test_what_ships_of_a_model_trained_through_low_bits_is_what_was_trained(trai
 def test_another_rounding_than_it_was_trained_through_is_told(trained: Path, text: Path, tmp_path: Path) -> None:
     quantize(trained, method={"name": "rtn", "bits": 3}, out=tmp_path / "three")
     quantize(trained, act_bits=8, out=tmp_path / "eight")
-    for name in ("three", "eight"):
+    quantize(trained, method="gptq", calibration_data=text, out=tmp_path / "solved")
+    for name in ("three", "eight", "solved"):
         (entry,) = RunFolder.open(tmp_path / name).record().stages
         assert "was trained through w4a4kv4, and this is another rounding" in entry.warnings[0]
     with pytest.raises(BadInput, match=r"in a basis of its own, which is put back by itself\. Use --rotation none"):
@@ -279,6 +280,15 @@ def test_another_rounding_than_it_was_trained_through_is_told(trained: Path, tex
     with pytest.raises(BadInput, match="keeps R4 in the forward pass, which no file of format dense"):
         quantize(trained, act_bits=16, kv_bits=16, format="dense", out=tmp_path / "no")
     assert not (tmp_path / "no").exists()
+
+
+def test_keys_that_are_not_rounded_need_no_rotation(tmp_path: Path) -> None:
+    """R3 has no effect then, so nothing is left in the forward pass and any format holds the file."""
+    given = {"name": "hadamard", "keys": True}
+    made = quantize(saved("llama"), method=FULL, rotation=given, format="dense", out=tmp_path)
+    torch.testing.assert_close(
+        logits(load_model(made.folder)), logits(load_model(saved("llama"))), rtol=1e-4, atol=1e-4
+    )
 
 
 # --- what layers are solved for

@@ -46,10 +46,20 @@ def data(tmp_path: Path) -> Path:
     return write_lines(tmp_path / "d.jsonl", LINES)
 
 
-def run(data: Path, out: Path, *, name: str = "llama", progress: Progress | None = None, **changes: Any) -> TrainResult:
+def run(
+    data: Path,
+    out: Path,
+    *,
+    name: str = "llama",
+    folder: Path | None = None,
+    progress: Progress | None = None,
+    **changes: Any,
+) -> TrainResult:
     given = {"batch_size": 4, "epochs": 2, "learning_rate": 3e-3, "checkpoint_every_s": 0, "device": "cpu"}
     given |= {"through": "w4a4kv4", "rotation": "adaptive"}
-    return train(saved(name), data=data, out=out, progress=progress or Progress(quiet=True), **{**given, **changes})
+    return train(
+        folder or saved(name), data=data, out=out, progress=progress or Progress(quiet=True), **{**given, **changes}
+    )
 
 
 def loss_of(model: Any) -> Tensor:
@@ -255,12 +265,13 @@ def test_a_model_trained_through_low_bits_goes_on_in_its_basis_or_not_at_all(dat
     more = train(
         first, data=data, out=tmp_path / "two", through="w4a4kv4", epochs=1, device="cpu", progress=Progress(quiet=True)
     )
-    said = [inspect_model(folder).config[THROUGH]["online"] for folder in (first, more.folder)]
-    assert said[0] == said[1] and said[0]["down"]
+    same = run(data, tmp_path / "same", rotation="hadamard", folder=first)
+    said = [inspect_model(folder).config[THROUGH] for folder in (first, more.folder, same.folder)]
+    assert said[0] == said[1] == said[2] and said[0]["online"]["down"] and said[0]["rotation"]["name"] == "hadamard"
     for settings, words in (
         ({}, "training it without would undo that"),
         ({"through": "int4"}, "training it without would undo that"),
-        ({"through": "w4a4kv4", "rotation": "hadamard"}, "was trained in a rotated basis already"),
+        ({"through": "w4a4kv4", "rotation": "adaptive"}, "was trained in another rotated basis already"),
     ):
         with pytest.raises(BadInput, match=words):
             train(first, data=data, out=tmp_path / "no", progress=Progress(quiet=True), **settings)

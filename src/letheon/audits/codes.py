@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from letheon.errors import BadInput
+from letheon.lowbit.low_bit_pass import basis_said
 from letheon.lowbit.matrices import Matrix, decoder_matrices
-from letheon.lowbit.online import MARKER
 from letheon.models import ModelFolder, read_tensor, stored_name
 from letheon.numerics.grids import code_match, shift_in_steps
 
@@ -34,7 +34,7 @@ def code_figures(
     equal = dict.fromkeys(grids, 0.0)
     moved: dict[str, float | None] = dict.fromkeys(grids, 0.0)
     total = 0
-    if original.config.get(MARKER) != subject.config.get(MARKER):  # weights in another basis: nothing to compare
+    if basis_said(original.config) != basis_said(subject.config):  # weights in another basis: nothing to compare
         return unknown
     try:
         for name, matrix in decoder_matrices(model).items():

@@ -121,8 +121,10 @@ def check_pass(model: Any, chosen: LowBitPass, rotation: Any) -> None:
         BadInput: with every reason.
     """
     problems: list[str] = []
-    if THROUGH in vars(model.config) and name_of(rotation) != "none":
-        problems.append("was trained in a rotated basis already, which stays as it is. Use --rotation none")
+    marker = getattr(model.config, THROUGH, None)
+    is_another = name_of(rotation) != "none" and (marker or {}).get("rotation") != describe(rotation)
+    if marker is not None and is_another:
+        problems.append("was trained in another rotated basis already, which stays as it is. Use --rotation none")
 
     def ask_grids() -> None:
         if chosen.grids is not None:
@@ -163,9 +165,16 @@ def leave_basis(model: Any, online: OnlineRotations) -> None:
 
 
 def mark_trained(model: Any, chosen: LowBitPass, rotation: Any, online: OnlineRotations) -> None:
-    """Write into the configuration through what, and in which basis, the model was trained."""
-    said = {"pass": chosen.name, "rotation": describe(rotation), "online": describe_online(online)}
-    setattr(model.config, THROUGH, said)
+    """Write into the configuration through what, and in which basis, the model was trained: its first one stays."""
+    before = getattr(model.config, THROUGH, None) or {}
+    turned = before.get("rotation", describe(rotation))
+    setattr(model.config, THROUGH, {"pass": chosen.name, "rotation": turned, "online": describe_online(online)})
+
+
+def basis_said(config: Mapping[str, Any]) -> Any:
+    """In which basis a folder's weights stand, as data that can be compared; None for the one they were made in."""
+    trained = (config.get(THROUGH) or {}).get("rotation") or {}
+    return config.get(MARKER) or (trained if trained.get("name", "none") != "none" else None)
 
 
 class _Said:

@@ -11,6 +11,7 @@ Source: this project.  Checked against: the grids that a rotation is given; requ
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ from letheon.data.batches import Batch
 from letheon.errors import require
 from letheon.lowbit.activations import ActivationGrids
 from letheon.lowbit.low_bit_pass import THROUGH, kept_online, take_basis, with_open_settings
+from letheon.lowbit.online import OnlineRotations
 from letheon.lowbit.rotating import Rotated, mark_rotated
-from letheon.methods import name_of
+from letheon.methods import describe, name_of
 from letheon.models import decoder_linears
 from letheon.numerics.token_grids import TokenGrid
 
@@ -64,16 +66,13 @@ def fitting_rotation(given: Any, *, bits: int, act_bits: int, kv_bits: int) -> A
 
 
 def left_out(given: Any, rotation: Any) -> str:
-    """What is to be said about parts of a rotation that were left out because nobody asked for them; or nothing."""
-    said = set(given) if isinstance(given, Mapping) else set()
-    names = [name for name in _SITES if hasattr(rotation, name) and name not in said]
-    if not names or not isinstance(given, str | Mapping):
+    """What is to be said about R4 where it was left out because nobody asked for it; or nothing."""
+    is_said = not isinstance(given, str | Mapping) or (isinstance(given, Mapping) and "down" in given)
+    if is_said or not hasattr(rotation, "down"):
         return ""
-    parts = " and ".join(_SITES[name] for name in names)
-    options = " and ".join(f"--rotation.{name} true" for name in names)
     return (
-        f"rotation {name_of(rotation)} goes into the weights (R1, R2); {parts}, which would stay in the forward pass "
-        f"and other software may not run, left out ({options} to have them)"
+        f"rotation {name_of(rotation)} goes into the weights (R1, R2); R4, which would stay in the forward pass, where "
+        "transformers does not run it, is left out (--rotation.down true to have it)"
     )
 
 
@@ -84,7 +83,12 @@ def online_parts(rotation: Any, *, kv_bits: int) -> tuple[str, ...]:
 
 
 def basis_of(
-    model: Any, rotation: Any, ids: Int64[Tensor, "sequences length"] | None, *, stored: torch.dtype
+    model: Any,
+    rotation: Any,
+    ids: Int64[Tensor, "sequences length"] | None,
+    *,
+    stored: torch.dtype,
+    rounds_keys: bool = True,
 ) -> Rotated:
     """Rotate in place; what is not going to be rounded to a grid is then as the file will hold it.
 
@@ -95,6 +99,7 @@ def basis_of(
         rotation: a method of kind rotation.
         ids: calibration text; None where there is none.
         stored: dtype in which a loader of the file holds embeddings, norms and head.
+        rounds_keys: whether keys are going to be rounded; where they are not, R3 has no effect and is not kept.
     Raises:
         BadInput: what the rotation refuses.
     """
@@ -104,8 +109,10 @@ def basis_of(
     else:
         rotated = Rotated(online=kept_online(model), is_untied=False)
         take_basis(model, rotated.online)
-        mark_rotated(model, marker["rotation"], rotated.online)
+    if not rounds_keys:
+        rotated = replace(rotated, online=OnlineRotations(down=rotated.online.down))
     if marker is not None or name_of(rotation) != "none":
+        mark_rotated(model, marker["rotation"] if marker else describe(rotation), rotated.online)
         rounded = {f"{name}.weight" for name in decoder_linears(model)}
         with torch.no_grad():
             for name, parameter in model.named_parameters():

@@ -47,7 +47,8 @@ def make(request: Request, calibration: Calibration | None, stage: Stage, progre
     stored = getattr(torch, writer.loads_as(request.folder)) if hasattr(writer, "loads_as") else None
     ids = None if calibration is None else calibration.ids
     others = _others_as(request, stored)
-    rotated = basis_of(model, request.rotation, ids, stored=others)
+    rounds_keys = request.grids is not None and not request.grids.keys.is_off
+    rotated = basis_of(model, request.rotation, ids, stored=others, rounds_keys=rounds_keys)
     layout = model_layout(model)
     solved_by = "" if calibration is None else f", {calibration.tokens} tokens of text, {kernel_for(request.device)}"
     count = sum(len(block.layers) for block in layout.blocks)
@@ -166,6 +167,8 @@ def _card(request: Request, found: Walked) -> str:
     if name_of(request.rotation) != "none":
         turned = ", ".join(f"{name} {value}" for name, value in describe(request.rotation).items() if name != "name")
         how += f"; rotated first: {name_of(request.rotation)} ({turned})"
+    if marker := request.folder.config.get(THROUGH):
+        how += f"; in the basis that it was trained in through {marker['pass']}"
     if request.grids is not None:
         bits = request.grids.inputs.bits, request.grids.keys.bits
         how += f"; while it runs, inputs of linears on {bits[0]} bits, keys and values on {bits[1]} (16: left alone)"

@@ -130,7 +130,7 @@ def other_than_trained(folder: ModelFolder, quantizer: Any, grids: ActivationGri
     if THROUGH not in folder.config:
         return []
     trained, grid = trained_through(folder), getattr(quantizer, "grid", None)
-    if trained.grids == grids and trained.weights == as_trained(grid):
+    if trained.grids == grids and trained.weights == as_trained(grid) and name_of(quantizer) == "rtn":
         return []
     return [
         f"MODEL {folder.path} was trained through {trained.name}, and this is another rounding: what was measured "
@@ -171,10 +171,11 @@ def _shared_with(data: DataFile, run: RunFolder, entry: StageRecord) -> list[str
     return [f"{shared.sentence}. Calibrating on what was forgotten can bring it back: use other text"] if shared else []
 
 
-def kept_parts(folder: ModelFolder) -> tuple[str, ...]:
-    """What a model that was trained through low bits keeps in its low-bit forward pass."""
+def kept_parts(folder: ModelFolder, *, kv_bits: int) -> tuple[str, ...]:
+    """What a model that was trained through low bits keeps in its low-bit forward pass: R3 only for rounded keys."""
     online = (folder.config.get(THROUGH) or {}).get("online") or {}
-    return tuple(name for name, site in (("R3", "keys"), ("R4", "down")) if online.get(site))
+    found = [name for name, site in (("R3", "keys"), ("R4", "down")) if online.get(site)]
+    return tuple(name for name in found if name != "R3" or kv_bits < 16)
 
 
 def check_layers(
@@ -194,6 +195,7 @@ def check_layers(
     shapes = {name: (matrix.weight.shape[0], matrix.weight.shape[1]) for name, matrix in matrices.items()}
     group = getattr(grid, "group", None)
     problems = _indivisible(shapes, group) if isinstance(group, int) and group >= 1 else []
+    kv_bits = 16 if grids is None else grids.keys.bits
     experts = frozenset(name for name, matrix in matrices.items() if matrix.is_expert)
     if experts and hasattr(quantizer, "prepare_block"):
         problems.append(no_experts(quantizer))
@@ -205,7 +207,7 @@ def check_layers(
             transposed=frozenset(name for name, matrix in matrices.items() if matrix.is_turned),
             experts=experts,
             grids=grids,
-            online=kept_parts(folder) or online_parts(rotation, kv_bits=16 if grids is None else grids.keys.bits),
+            online=kept_parts(folder, kv_bits=kv_bits) or online_parts(rotation, kv_bits=kv_bits),
             has_group_index=getattr(quantizer, "act_order", "") == "dynamic" and isinstance(group, int),
         )
         try:

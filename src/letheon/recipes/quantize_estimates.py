@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from letheon.lowbit.architectures import BlockLayout, ModelLayout, model_layout
+from letheon.lowbit.low_bit_pass import THROUGH
 from letheon.lowbit.matrices import block_matrices, decoder_matrices
 from letheon.methods import name_of
 from letheon.models import DTYPES
@@ -37,7 +38,7 @@ def of_quantize(request: Request) -> Estimate:
     """From what the checks of the verb found."""
     device, calibration = request.device, request.calibration()
     with Rehearsal(device) as rehearsal:
-        is_rotated = name_of(request.rotation) != "none"
+        is_rotated = name_of(request.rotation) != "none" or THROUGH in request.folder.config
         model = rehearsal.model(request.folder, "float32" if device == "cpu" or is_rotated else "stored")
         layout = model_layout(model)
         if layout.is_tied and getattr(request.rotation, "residual", False):  # the head gets weights of its own

@@ -68,7 +68,7 @@ def enter_basis(
     if chosen.grids is None:
         return Basis()
     online = kept_online(opened.model)
-    if name_of(rotation) == "none":
+    if name_of(rotation) == "none" or hasattr(opened.model.config, THROUGH):
         take_basis(opened.model, online)
     else:
         sample = sorted(random.Random(seed).sample(range(len(examples)), min(SEQUENCES, len(examples))))
