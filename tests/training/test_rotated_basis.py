@@ -129,7 +129,7 @@ def test_no_rotation_is_the_plain_straight_through_baseline_to_the_bit() -> None
 
 
 def test_gradient_steps_in_the_merged_basis_are_those_of_weights_that_are_rotated_on_the_way() -> None:
-    """The sheet's form of one site: y = Q(W R) Q(R^T x), W stays as it was; after ten steps W R is the merged weight."""
+    """The published form of one site: y = Q(W R) Q(R^T x), W stays as it was; after ten steps W R is the merged weight."""
     from letheon.lowbit.rotating import site_rotation
     from letheon.numerics.grids import fake_quantize
     from letheon.numerics.token_grids import TokenGrid, round_tokens

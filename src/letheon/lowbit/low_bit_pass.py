@@ -3,7 +3,7 @@
     int4, int4/128, int8, fp4, nf4    weights alone
     w4a4kv4 and the like              weights a row (sym), inputs of linears a token, keys and values a token and head
 The basis is a rotation, merged into the weights before the first step: training, clipping, scopes and the optimizer
-see W R. By gradient steps alone this is the sheet's own form, Q(W R) with W as it was: the gradient by W is that by W R
+see W R. By gradient steps alone this is the published form, Q(W R) with W as it was: the gradient by W is that by W R
 times R^T, and R is orthogonal. AdamW's steps do depend on the basis they are taken in.
 
 What is saved is an ordinary model at full precision. R1 and R2 stay merged, the weight half of R4 is taken out again,
