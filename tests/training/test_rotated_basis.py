@@ -278,6 +278,17 @@ def test_a_model_trained_through_low_bits_goes_on_in_its_basis_or_not_at_all(dat
     assert not (tmp_path / "no").exists()
 
 
+def test_going_on_begins_with_the_model_that_was_trained(data: Path, tmp_path: Path) -> None:
+    """With steps too small to be seen: the same model at full precision, and the first loss is that of its low bits."""
+    first = run(data, tmp_path / "one", rotation="hadamard").folder
+    more = run(data, tmp_path / "two", rotation="none", folder=first, learning_rate=1e-9, epochs=1, batch_size=12)
+    torch.testing.assert_close(logits(load_model(more.folder)), logits(load_model(first)), rtol=1e-4, atol=1e-4)
+    again = run(
+        data, tmp_path / "three", rotation="none", folder=more.folder, learning_rate=1e-9, epochs=1, batch_size=12
+    )
+    assert losses(again.folder)[0] == pytest.approx(losses(more.folder)[0], rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
