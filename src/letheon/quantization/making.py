@@ -31,6 +31,11 @@ from letheon.runs.progress import Progress
 from letheon.runs.record import Stage
 from letheon.training.finite import check_finite
 
+_STAYS = (
+    "a part of the rotation (R4) stays in the forward pass, and transformers opens the folder without it: the model then "
+    "talks nonsense, unless the lines in its README.md are run"
+)
+
 
 def make(request: Request, calibration: Calibration | None, stage: Stage, progress: Progress) -> None:
     """Do what was asked for, into the stage's folder and its notes.
@@ -55,6 +60,9 @@ def make(request: Request, calibration: Calibration | None, stage: Stage, progre
     progress.say(f"quantize: {count} layers, {name_of(request.quantizer)}{solved_by}")
     if name_of(request.rotation) != "none":
         _say_rotated(request, rotated, stage, progress)
+    if rotated.online.down:
+        for tell in (stage.warn, progress.warn):
+            tell(_STAYS)
     progress.start()
     found = _rounded(request, model, layout, ids, rotated, (stored, others), stage, progress)
     _say(request, found, calibration is not None, stage, progress)
