@@ -250,6 +250,26 @@ def test_a_choice_that_comes_out_otherwise_is_not_continued(
         run(data, tmp_path / "run", rotation="hadamard")
 
 
+def test_a_choice_looks_at_every_record_of_a_small_set(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    real = AdaptiveRotation.rotate
+
+    def listen(self: AdaptiveRotation, model: Any, calibration: Any) -> Any:
+        seen.extend(item for batch in calibration for item in batch.items.tolist())
+        assert any(not bool(batch.attention_mask.all()) for batch in calibration), "padding is told apart"
+        return real(self, model, calibration)
+
+    monkeypatch.setattr(AdaptiveRotation, "rotate", listen)
+    run(data, tmp_path / "run", epochs=1)
+    assert sorted(seen) == list(range(len(LINES)))
+    monkeypatch.setattr(rotated_basis, "SEQUENCES", 5)
+    seen.clear()
+    run(data, tmp_path / "few", epochs=1)
+    assert len(seen) == 5
+
+
 def test_choices_are_noted_with_their_errors(data: Path, tmp_path: Path) -> None:
     run(data, tmp_path / "run")
     notes = RunFolder.open(tmp_path / "run").record().stages[0].notes

@@ -32,8 +32,8 @@ from letheon.runs.record import Stage
 from letheon.training.finite import check_finite
 
 _STAYS = (
-    "a part of the rotation (R4) stays in the forward pass, and transformers opens the folder without it: the model then "
-    "talks nonsense, unless the lines in its README.md are run"
+    "a part of the rotation (R4) stays in the forward pass, and transformers opens the folder without it: the model "
+    "then talks nonsense, unless the lines in its README.md are run"
 )
 
 
