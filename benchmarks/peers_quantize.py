@@ -24,6 +24,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,22 +48,32 @@ ARM = Path(__file__).with_name("peer_arm.py")
 OURS = "letheon"
 WORLDS, BLOCK, BATCH = 4, 250, 4
 """Worlds whose people are written about; tokens of a text, at least; texts a training step."""
-GPTQ_ARMS = (
-    ("letheon", "gptq"),
-    ("llmcompressor", "gptq"),
-    ("gptqmodel", "gptq"),
-    ("letheon", "gptaq"),
-    ("gptqmodel", "gptaq"),
-)
-OTHER_ARMS = tuple((peer, method) for method in ("rtn", "awq") for peer in ("letheon", "llmcompressor", "gptqmodel"))
-SETTINGS: dict[str, tuple[dict[str, Any], tuple[tuple[str, str], ...]]] = {
-    "4 bits, groups of 128": ({"bits": 4, "group": 128, "order": "none"}, (*GPTQ_ARMS, *OTHER_ARMS)),
-    "4 bits, a scale a row": ({"bits": 4, "group": "row", "order": "none"}, GPTQ_ARMS),
-    "3 bits, groups of 128": ({"bits": 3, "group": 128, "order": "none"}, GPTQ_ARMS),
-    "4 bits, groups of 128, own order": ({"bits": 4, "group": 128, "order": "own"}, GPTQ_ARMS),
+PEERS = ("letheon", "llmcompressor", "gptqmodel")
+GPTQ = tuple((peer, "gptq") for peer in PEERS)
+GPTAQ = (("letheon", "gptaq"), ("gptqmodel", "gptaq"))
+RTN, AWQ = (tuple((peer, method) for peer in PEERS) for method in ("rtn", "awq"))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all arms are asked for, which arms, and in how many of the rounds."""
+
+    job: dict[str, Any]
+    arms: tuple[tuple[str, str], ...]
+    rounds: int = 99
+
+
+SETTINGS = {
+    "4 bits, groups of 128": Setting({"bits": 4, "group": 128, "order": "none"}, (*GPTQ, *GPTAQ, *RTN)),
+    "3 bits, groups of 128": Setting({"bits": 3, "group": 128, "order": "none"}, (*GPTQ, *GPTAQ)),
+    "2 bits, groups of 128": Setting({"bits": 2, "group": 128, "order": "none"}, (*GPTQ, *GPTAQ), rounds=1),
+    "4 bits, a scale a row": Setting({"bits": 4, "group": "row", "order": "none"}, GPTQ, rounds=1),
+    "4 bits, groups of 128, own order": Setting({"bits": 4, "group": 128, "order": "own"}, GPTQ, rounds=1),
+    "2 bits, groups of 128, own order": Setting({"bits": 2, "group": 128, "order": "own"}, GPTQ, rounds=1),
+    "4 bits, groups of 128, awq": Setting({"bits": 4, "group": 128, "order": "none"}, AWQ, rounds=1),
 }
-PEER_BATCH = {"letheon": 0, "llmcompressor": 1, "gptqmodel": 1}
-"""Calibration sequences at once: each package's default, which was also its faster one. Ours chooses by itself."""
+PEER_BATCH = {"letheon": 0, "llmcompressor": 1, "gptqmodel": 16}
+"""Calibration sequences at once: the faster of 1 (the default of both) and 16, tried on 4,096 tokens. Ours chooses."""
 FORMAT = {"gptq": "compressed_tensors", "gptaq": "gptq", "rtn": "compressed_tensors", "awq": "awq"}
 """What our arm writes."""
 
@@ -77,6 +88,7 @@ def corpus(out: Path) -> dict[str, Path]:
         lines = [each.get("text") or f"{each['prompt']} {each['answer']}" for each in records]
         random.Random(0).shuffle(lines)
         count, texts = tiny_tokenizer(0), [""]
+        count.model_max_length = 10**6  # these texts are longer than the world's own, and so is the model's window
         for line in dict.fromkeys(lines):
             if len(count(texts[-1])["input_ids"]) >= BLOCK:
                 texts.append("")
@@ -137,10 +149,11 @@ def measured(
         environment.pop("PYTHONPATH", None)
     with (work / "log.txt").open("w", encoding="utf-8") as log:
         ended = subprocess.run(
-            [python, str(ARM), str(work / "job.json")],
+            [os.path.abspath(python), str(ARM.resolve()), str(work / "job.json")],  # a link is the environment
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
+            cwd=work,  # GPTQModel leaves logs where it stands
             check=False,
         )
     if ended.returncode:
@@ -164,7 +177,7 @@ def summary(rounds: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]
             table["of"][arm] = {"not_measured": failed[0]}
             continue
         names = [name for name, value in first.items() if isinstance(value, float)]
-        table["of"][arm] = {name: interval([one[arm][name] for one in rounds], digits=5) for name in names}
+        table["of"][arm] = {name: interval([one[arm][name] for one in rounds], digits=7) for name in names}
         peer, method = arm.split(" ")
         ours = f"{OURS} {method}"
         if peer != OURS and not any("not_measured" in one[ours] for one in rounds):
@@ -174,8 +187,8 @@ def summary(rounds: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]
                     [one[arm]["quantize_cpu_s"] / one[ours]["quantize_cpu_s"] for one in rounds]
                 ),
                 "times_our_seconds_with_saving": _ratio([_whole(one[arm]) / _whole(one[ours]) for one in rounds]),
-                "kl_minus_ours": interval([one[arm]["kl"] - one[ours]["kl"] for one in rounds], digits=5),
-                "loss_minus_ours": interval([one[arm]["loss"] - one[ours]["loss"] for one in rounds], digits=5),
+                "kl_minus_ours": interval([one[arm]["kl"] - one[ours]["kl"] for one in rounds], digits=7),
+                "loss_minus_ours": interval([one[arm]["loss"] - one[ours]["loss"] for one in rounds], digits=7),
             }
     return table
 
@@ -197,12 +210,13 @@ def main() -> None:
     parser.add_argument("--llmcompressor", help="interpreter of an environment with llm-compressor")
     parser.add_argument("--gptqmodel", help="interpreter of an environment with GPTQModel")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sequences", type=int, default=64)
+    parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--steps", type=int, default=200, help="of training")
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     given = parser.parse_args()
     one_thread()
+    given.out = given.out.resolve()
     pythons = {OURS: sys.executable, "llmcompressor": given.llmcompressor, "gptqmodel": given.gptqmodel}
     files = corpus(given.out)
     model = trained(given.out, files, given.steps)
@@ -216,14 +230,16 @@ def main() -> None:
         )
         (place / "ids.json").write_text(json.dumps(drawn.ids.tolist()), encoding="utf-8")
         for name in given.settings:
-            setting, arms = SETTINGS[name]
+            setting = SETTINGS[name]
+            if number >= setting.rounds:
+                continue
             (place / name).mkdir(exist_ok=True)
             row = {}
-            for peer, method in arms:
+            for peer, method in setting.arms:
                 if (python := pythons[peer]) is None:
                     continue
                 row[f"{peer} {method}"] = one = measured(
-                    peer, method, setting, model, place / "ids.json", python, judge, place / name
+                    peer, method, setting.job, model, place / "ids.json", python, judge, place / name
                 )
                 short = {key: round(one[key], 4) for key in ("quantize_s", "peak_mib", "kl") if key in one} or one
                 print(f"round {number}, {name}: {peer} {method} {short}", flush=True)
@@ -250,7 +266,9 @@ def main() -> None:
             "threads": "OMP_NUM_THREADS=1 in every arm; GPTQModel's own pool of two workers may use a second core",
             "rounds": given.rounds,
             "versions": versions,
-            **{name: summary(rows) for name, rows in found.items()},
+            "settings": {
+                name: {"rounds": len(rows), **SETTINGS[name].job} | summary(rows) for name, rows in found.items()
+            },
         },
     )
 

@@ -21,16 +21,14 @@ import copy
 import itertools
 import json
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from exam import asked_sets, interval, one_thread
+from exam import asked_sets, one_thread
 from judging import Judge
 from measuring import write
+from quantizer_layer import METHODS, compared, layer_table, made
 from torch import Tensor
 
 from letheon.audits.scorer import Scorer, exact_answers
@@ -39,40 +37,14 @@ from letheon.data.records import read_records
 from letheon.lowbit.architectures import model_layout
 from letheon.methods import build, describe
 from letheon.models import inspect_model, load_model, load_tokenizer
-from letheon.numerics.grids import dequantize
 from letheon.numerics.intervals import bounds_of_mean, bounds_of_mean_difference
 from letheon.quantization.block_walk import Walk, walk
 from letheon.quantization.calibrate import make_calibration
-from letheon.quantization.statistics import Statistics
 from letheon.recipes.demo import KEPT, SHAM, forget_row
 from letheon.recipes.tiny_models import TinyModels, tiny_models
 from letheon.runs.progress import Progress
 from letheon.training.losses import Body
 
-METHODS: dict[str, dict[str, Any]] = {
-    "rtn": {"name": "rtn"},
-    "awq": {"name": "awq"},
-    "gptq": {"name": "gptq"},
-    "gptaq": {"name": "gptaq", "alpha": 0.25},
-    "gptaq 1": {"name": "gptaq", "alpha": 1.0},
-    "rescomp": {"name": "rescomp", "alpha": 0.25, "alpha2": 0.25},
-    "refit": {"name": "refit", "alpha": 0.25},
-    "refit 1": {"name": "refit", "alpha": 1.0},
-}
-COMPENSATED = ("gptq", "gptaq", "gptaq 1", "rescomp", "refit", "refit 1")
-PAIRS = (
-    *(("rtn", name) for name in METHODS if name != "rtn"),
-    *(("gptq", name) for name in COMPENSATED if name != "gptq"),
-    ("awq", "gptq"),
-    ("gptaq", "rescomp"),
-    ("rescomp", "refit"),
-    ("refit", "refit 1"),
-)
-"""Differences that are shown: the second minus the first."""
-LAYER_SEEDS = 12
-NOISES = (0.0, 0.15, 0.3)
-"""Of the layer's inputs, in units of their own spread."""
-TOKENS = (320, 1024)
 BITS = (4, 3, 2)
 GROUPS: tuple[int | str, ...] = ("row", 32)
 """The second on the first seed only: its search for ranges takes most of the time."""
@@ -88,79 +60,6 @@ COLUMNS = {
 LEVEL = 0.025
 """Of each bound: together an interval of 95 %."""
 QUIET = Progress(quiet=True)
-
-
-def made(name: str, *, bits: int, group: int | str) -> Any:
-    """The quantizer on the symmetric grid with a search for its range; AWQ searches its range in its own way."""
-    clip = {} if name == "awq" else {"clip": "mse"}
-    return build("quantizer", {**METHODS[name], "bits": bits, "group": group, "scheme": "sym", **clip})
-
-
-# --- one layer -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What reaches a layer in the rounded model, and in the untouched one; (tokens, 256) float64."""
-
-    found: Tensor
-    original: Tensor
-
-    def error(self, weight: Tensor, rounded: Tensor) -> float:
-        """|| Q X - W (X + dX) ||^2 / || W (X + dX) ||^2."""
-        target = self.original @ weight.T
-        return float((self.found @ rounded.T - target).square().sum() / target.square().sum())
-
-
-def layer_errors(seed: int, *, noise: float, tokens: int) -> dict[str, dict[str, float]]:
-    """Method -> error on the tokens it was fitted to ("calibration"), and on as many fresh ones ("held_out")."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    mixed = draw(256, 256) / 16 * torch.logspace(0, -1, 256, dtype=torch.float64)
-    weight = draw(48, 256) / 16
-    spread = float(mixed.square().sum(1).mean().sqrt())
-
-    def inputs() -> Inputs:
-        original = draw(tokens, 256) @ mixed.T
-        return Inputs(original + noise * spread * draw(tokens, 256), original)
-
-    fitted, fresh = inputs(), inputs()
-    drift = (fitted.original - fitted.found).T @ fitted.found / tokens
-    known = Statistics(gram=fitted.found.T @ fitted.found / tokens, drift=drift if noise else None, tokens=tokens)
-    found = {}
-    for name in METHODS:
-        if name != "awq":  # looks at a whole block
-            rounded = dequantize(made(name, bits=3, group="row").quantize_layer(weight, known)).double()
-            found[name] = {"calibration": fitted.error(weight, rounded), "held_out": fresh.error(weight, rounded)}
-    return found
-
-
-def layer_table() -> dict[str, Any]:
-    """Noise and tokens -> figures of every method, and their differences."""
-    return {
-        f"noise {noise:g}, {tokens} tokens": compared(
-            [layer_errors(seed, noise=noise, tokens=tokens) for seed in range(LAYER_SEEDS)], ("calibration", "held_out")
-        )
-        for noise, tokens in itertools.product(NOISES, TOKENS)
-    }
-
-
-def compared(runs: Sequence[Mapping[str, Mapping[str, float]]], figures: Sequence[str]) -> dict[str, Any]:
-    """Figure -> interval of every method, and of paired differences. A run: method -> figure -> number."""
-    return {
-        figure: {
-            "of": {name: interval([run[name][figure] for run in runs], digits=5) for name in runs[0]},
-            "differences": {
-                f"{second} - {first}": interval([run[second][figure] - run[first][figure] for run in runs], digits=5)
-                for first, second in PAIRS
-                if {first, second} <= set(runs[0])
-            },
-        }
-        for figure in figures
-    }
 
 
 # --- a whole model ---------------------------------------------------------------------------------------------------
@@ -234,16 +133,18 @@ def kept(path: Path, measure: Callable[[], Any]) -> Any:
 
 def whole_table(by_seed: Mapping[int, Mapping[str, Sequence[Mapping[str, Mapping[str, float]]]]]) -> dict[str, Any]:
     """Grid -> over the draws of each seed's model, and over the models (each the mean of its draws)."""
-    figures = ("kl", "loss", "kl_facts", "kl_texts")
+    figures, beside = ("kl", "loss"), ("kl_facts", "kl_texts")
     table: dict[str, Any] = {}
     for grid in next(iter(by_seed.values())):
         found = {seed: runs[grid] for seed, runs in by_seed.items() if grid in runs}
         means = [
-            {name: {each: _mean(run[name][each] for run in runs) for each in figures} for name in runs[0]}
+            {name: {each: _mean(run[name][each] for run in runs) for each in (*figures, *beside)} for name in runs[0]}
             for runs in found.values()
         ]
-        over_draws = {seed: compared(runs, figures) for seed, runs in found.items()}
-        table[grid] = {"over_models": compared(means, figures), "over_draws": over_draws}
+        over_draws = {seed: compared(runs, figures, beside) for seed, runs in found.items()}
+        table[grid] = {"over_draws": over_draws}
+        if len(found) > 1:
+            table[grid]["over_models"] = compared(means, figures, beside)
     return table
 
 
@@ -288,15 +189,17 @@ def forgotten_table(by_seed: Mapping[int, Mapping[str, Mapping[str, Sequence[Any
         table[name] = {}
         for column in COLUMNS:
             asked, before = pooled(name, column), pooled("as is", column)
-            change = bounds_of_mean_difference(*asked, *before, paired=True, level=LEVEL, seed=0)
-            table[name][column] = {
+            figures: dict[str, Any] = {
                 "rate": round(_mean(asked[0]), 4),
                 "bounds": [round(bound, 4) for bound in bounds_of_mean(*asked, level=LEVEL, seed=0)],
-                "minus_as_is": round(_mean(asked[0]) - _mean(before[0]), 4),
-                "minus_as_is_bounds": [round(bound, 4) for bound in change],
                 "people": len(set(asked[1])),
                 "by_seed": {seed: round(_mean(rows[name][column][1]), 4) for seed, rows in by_seed.items()},
             }
+            if name != "as is":
+                change = bounds_of_mean_difference(*asked, *before, paired=True, level=LEVEL, seed=0)
+                figures["minus_as_is"] = round(_mean(asked[0]) - _mean(before[0]), 4)
+                figures["minus_as_is_bounds"] = [round(bound, 4) for bound in change]
+            table[name][column] = figures
     return table
 
 
@@ -308,7 +211,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=("layer", "whole", "forgotten"))
     given = parser.parse_args()
     one_thread()
-    began, parts = time.process_time(), given.only or ["layer", "whole", "forgotten"]
+    parts = given.only or ["layer", "whole", "forgotten"]
     tables: dict[str, Any] = {}
     if "layer" in parts:
         tables["layer"] = layer_table()
@@ -327,10 +230,13 @@ def main() -> None:
             found[seed] = kept(place / f"{row.name}.json", lambda: forgotten_scores(models, folder))  # noqa: B023
             print(f"{place.name}, {row.title}: asked", flush=True)
         tables.setdefault("forgotten", {})[row.title] = forgotten_table(found)
-    settings = {name: describe(build("quantizer", method)) for name, method in METHODS.items()}
+    settings = {
+        "layer, whole (bits and group vary)": {name: describe(made(name, bits=3, group="row")) for name in METHODS},
+        "forgotten (bits vary)": {name: describe(build("quantizer", method)) for name, method in METHODS.items()},
+    }
     write(
         "quantizers",
-        {"seeds": given.seeds, "cpu_seconds": round(time.process_time() - began), "settings": settings} | tables,
+        {"seeds": given.seeds, "settings": settings} | tables,
     )
 
 
