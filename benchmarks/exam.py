@@ -89,9 +89,7 @@ def exam(
     if keep is not None and keep.is_file():
         return dict(json.loads(keep.read_text(encoding="utf-8")))
     model_folder = inspect_model(folder)
-    encoder = Encoder(load_tokenizer(folder), max_length=model_folder.window)
-    data = {role: read_records(files[role], role=role) for role in ("forget", "retain", "general")}
-    sets = make_sets(data, encoder=encoder, limits=dict.fromkeys(data, 400), only_units={})
+    sets, encoder = asked_sets(folder, files)
     model = load_model(model_folder.path)
     scorer = Scorer(model, Body(model), encoder, "cpu")
     found = {"as_is": _asked(scorer, sets, tuple(ASKED))}
@@ -129,6 +127,13 @@ def deployed(model: Any, through: str) -> Iterator[None]:
         model.load_state_dict(kept)
 
 
+def asked_sets(folder: Path, files: Mapping[str, Path]) -> tuple[AskedSets, Encoder]:
+    """What an exam asks a model of this folder, and how it is encoded."""
+    encoder = Encoder(load_tokenizer(folder), max_length=inspect_model(folder).window)
+    data = {role: read_records(files[role], role=role) for role in ("forget", "retain", "general")}
+    return make_sets(data, encoder=encoder, limits=dict.fromkeys(data, 400), only_units={}), encoder
+
+
 def _asked(scorer: Scorer, sets: AskedSets, names: Sequence[str]) -> dict[str, float]:
     return {name: float(np.mean(_scores(scorer, sets, name).values)) for name in names}
 
@@ -149,18 +154,18 @@ def recovery(found: Mapping[str, Mapping[str, float]], steps: Sequence[int] = AT
     return float(np.trapezoid(height, at) / at[-1])
 
 
-def interval(values: Sequence[float], level: float = 0.95) -> dict[str, float]:
-    """Mean, standard error and the two ends of Student's interval over seeds."""
+def interval(values: Sequence[float], level: float = 0.95, *, digits: int = 4) -> dict[str, float]:
+    """Mean, standard error and the two ends of Student's interval over seeds, to so many places."""
     mean = statistics.fmean(values)
     if len(values) < 2:
-        return {"mean": round(mean, 4), "n": len(values)}
+        return {"mean": round(mean, digits), "n": len(values)}
     error = statistics.stdev(values) / math.sqrt(len(values))
     half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * error
     return {
-        "mean": round(mean, 4),
-        "standard_error": round(error, 4),
-        "lower": round(mean - half, 4),
-        "upper": round(mean + half, 4),
+        "mean": round(mean, digits),
+        "standard_error": round(error, digits),
+        "lower": round(mean - half, digits),
+        "upper": round(mean + half, digits),
         "n": len(values),
     }
 
