@@ -98,3 +98,14 @@ def test_a_whole_layer_is_solved_alike(act_order: Any) -> None:
         for kernel in kernels
     )
     assert torch.equal(one.codes, other.codes) and torch.equal(one.scale, other.scale)
+
+
+def test_nothing_is_written_beside_what_it_fills() -> None:
+    from letheon.quantization.kernels.columns_triton import round_into
+
+    given, size = moved(block("gptq", rows=5, width=7)), 5 * 7
+    wide = [torch.full((size + 64,), 77, dtype=kind, device=DEVICE) for kind in (torch.int16, *[torch.float64] * 2)]
+    codes, errors, before = (one[:size].view(5, 7) for one in wide)
+    round_into(given, codes=codes, errors=errors, before=before)
+    assert all(bool((one[size:] == 77).all()) for one in wide)
+    assert codes.tolist() == round_block(given, kernel="torch").codes.tolist()
