@@ -156,6 +156,6 @@ def test_without_numba_the_other_way_runs_and_says_so(without_numba: None) -> No
 
 def test_the_compiled_way_is_taken_on_the_processor_alone() -> None:
     assert kernel_for("cpu") == kernel_for(torch.device("cpu")) == "numba"
-    assert kernel_for("cuda") == "torch"
+    assert kernel_for("mps") == "torch"
     given = block("gptaq")
     assert_equal(round_block(given), round_block(given, kernel="numba"))

@@ -6,9 +6,11 @@ For column i of a block of b, all rows at once, with w its value by then, s and 
 U, P, R (b, b): the block's part of the factor, of the drift's share and of the residual's; w0: the original
 weight. Without P and R this is GPTQ, with P GPTAQ, with both ResComp. Rows do not see each other.
 
-Two ways, equal up to rounding: "torch" (any device; a few launches a column, nothing is read back) and "numba"
-(the processor; one compiled loop over rows, strips of rows in the first cache, on as many threads as torch has).
-numba comes with letheon[quantize]; without it "torch" runs, and `kernel_for` says which.
+Three ways, equal up to rounding: "torch" (any device; a few launches a column, nothing is read back), "numba"
+(the processor; one compiled loop over rows, strips of rows in the first cache, on as many threads as torch has) and
+"triton" (a GPU; one launch a block, in `columns_triton`).
+numba comes with letheon[quantize] and triton with torch's builds for GPUs; without them "torch" runs, and `kernel_for`
+says which.
 
 Source: GPTQ arXiv:2210.17323 (lazy blocks), GPTAQ arXiv:2504.02692, ResComp arXiv:2604.07955.
 Checked against: each other, and a loop over single weights in Python.
@@ -21,6 +23,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Literal
 
@@ -29,9 +32,9 @@ import torch
 from jaxtyping import Float, Int16
 from torch import Tensor
 
-from letheon.errors import MissingExtra
+from letheon.errors import MissingExtra, require
 
-Kernel = Literal["torch", "numba"]
+Kernel = Literal["torch", "numba", "triton"]
 
 _STRIP = 16
 """Rows whose divisions the compiled loop has under way at once: one row's columns wait for one another."""
@@ -69,7 +72,10 @@ class RoundedBlock:
 
 def kernel_for(device: torch.device | str) -> Kernel:
     """The way that `round_block` goes on a device unless told otherwise."""
-    return "numba" if torch.device(device).type == "cpu" and _compiled() is not None else "torch"
+    kind = torch.device(device).type
+    if kind == "cuda" and _has_triton():
+        return "triton"
+    return "numba" if kind == "cpu" and _compiled() is not None else "torch"
 
 
 def round_block(block: Block, *, kernel: Kernel | None = None) -> RoundedBlock:
@@ -77,9 +83,11 @@ def round_block(block: Block, *, kernel: Kernel | None = None) -> RoundedBlock:
 
     Raises:
         MissingExtra: "numba" was asked for by name and is not installed.
+        BadInput: "triton" was.
     """
     chosen = kernel or kernel_for(block.values.device)
-    return _round_compiled(block) if chosen == "numba" else _round_torch(block)
+    ways = {"torch": _round_torch, "numba": _round_compiled, "triton": _round_in_triton}
+    return ways[chosen](block)
 
 
 def _round_torch(block: Block) -> RoundedBlock:
@@ -101,6 +109,20 @@ def _round_torch(block: Block) -> RoundedBlock:
             assert block.original is not None
             later.addr_(block.residual[column, after], block.original[:, column] - value)
     return RoundedBlock(codes=codes.T, errors=errors.T, before=before.T)
+
+
+def _round_in_triton(block: Block) -> RoundedBlock:
+    require(
+        _has_triton(),
+        "the column loop in Triton needs the package triton, which is not installed. It comes with PyTorch's builds "
+        "for GPUs; or pip install triton",
+    )
+    from letheon.quantization.kernels.columns_triton import round_into
+
+    before = torch.empty_like(block.values, memory_format=torch.contiguous_format)
+    codes, errors = torch.empty_like(before, dtype=torch.int16), torch.empty_like(before)
+    round_into(block, codes=codes, errors=errors, before=before)
+    return RoundedBlock(codes=codes, errors=errors, before=before)
 
 
 def _round_compiled(block: Block) -> RoundedBlock:
@@ -129,6 +151,10 @@ def _round_compiled(block: Block) -> RoundedBlock:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(work, pieces))  # a fault inside a thread is raised here
     return RoundedBlock(codes=codes, errors=errors, before=before)
+
+
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 @cache
