@@ -167,6 +167,11 @@ def read_folder(path: Path, *, role: str = "MODEL", allow_quantized: bool = Fals
     return ModelFolder(path=path, config=config, tensors=tensors)
 
 
+def read_weights(path: Path, *, role: str) -> ModelFolder:
+    """The tensors of a folder that holds weights alone, as training puts them aside. Raises BadInput: no whole file."""
+    return ModelFolder(path=path, config={}, tensors=_read_headers(path, role))
+
+
 def _stays_rotated(config: Mapping[str, Any]) -> bool:
     """Whether a rotation has left a transform in the forward pass, which the weights alone do not have."""
     marker = config.get("letheon_rotation")
@@ -365,6 +370,7 @@ def save_model(
     card: str = "",
     gate_units: Sequence[str] = (),
     exact: Exact = as_it_is,
+    start: ModelFolder | None = None,
 ) -> Survival:
     """Write a model folder next to nothing else: weights in the original's precision, tokenizer, model card.
 
@@ -376,6 +382,7 @@ def save_model(
         card: text of the README.md.
         gate_units: hashes of the strangers that a gate looked at; those of the original's own are carried over.
         exact: what training holds of a tensor beyond what the model does; asked for one tensor at a time.
+        start: the weights that the change is counted from, where training began at others than the original's.
     Returns:
         How much of the change survived the file (read back from it).
     """
@@ -409,7 +416,7 @@ def save_model(
         (target / "README.md").write_text(card, encoding="utf-8")
     if used := sorted({*gate_units, *read_gate_units(original.path)}):
         (target / GATE_NAME).write_text(json.dumps({"gate_units": used}, indent=1) + "\n", encoding="utf-8")
-    return survival(model, target, original=original, exact=exact)
+    return survival(model, target, original=start or original, exact=exact)
 
 
 def read_gate_units(folder: Path) -> list[str]:
@@ -478,7 +485,7 @@ def _owners(state: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def survival(model: Any, saved: Path, *, original: ModelFolder, exact: Exact = as_it_is) -> Survival:
-    """Compare memory, saved file and original file, tensor by tensor."""
+    """Compare memory, saved file and original file, tensor by tensor; the original as the saved file would hold it."""
     import torch
 
     in_memory = {name: tensor.detach() for name, tensor in model.state_dict().items()}
@@ -498,7 +505,7 @@ def survival(model: Any, saved: Path, *, original: ModelFolder, exact: Exact = a
         after = read_tensor(saved_folder, in_saved[name])
         held = exact(names[name], state[name].cpu()) if name in names else state[name].cpu()
         has_moved = held.to(torch.float32) != before.to(torch.float32)
-        stays_moved = after.to(torch.float32) != before.to(torch.float32)
+        stays_moved = after.to(torch.float32) != before.to(after.dtype).to(torch.float32)
         moved += int(has_moved.sum())
         survived += int((has_moved & stays_moved).sum())
         total += before.numel()

@@ -93,6 +93,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {**DATA, **STEPS, "model": "half", "weights": "stored", "master_dtype": "param", "learning_rate": 1e-2},
     ),
     "forget, through a grid": ("forget", {**DATA, **STEPS, "through": "int4"}),
+    "forget, through four bits, rotated": (
+        "forget",
+        {**DATA, **STEPS, "through": "w4a4kv4", "rotation": "hadamard", "micro_batch_size": 2},
+    ),
+    "train, through four bits, rotated": (
+        "train",
+        {
+            "model": "tied",
+            "data": "r.jsonl",
+            "epochs": 1,
+            "batch_size": 4,
+            "through": "w4a4kv4",
+            "rotation": "adaptive",
+        },
+    ),
     "forget, plain descent": ("forget", {**DATA, **STEPS, "optimizer": "sgd"}),
     "quantize": ("quantize", {}),
     "quantize, bfloat16 file": (
@@ -161,10 +176,14 @@ SLOW = (
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two small models, one of them stored in bfloat16, and data whose activations outweigh them."""
+    """Three small models, one stored in bfloat16, one with a tied head, and data whose activations outweigh them."""
     folder = tmp_path_factory.mktemp("dryrun")
-    made = (("m", llama(**SIZE)), ("half", llama(1, **SIZE).bfloat16()), ("mixture", mixture(**MIXTURE)))
-    for name, model in made:
+    for name, model in (
+        ("m", llama(**SIZE)),
+        ("half", llama(1, **SIZE).bfloat16()),
+        ("mixture", mixture(**MIXTURE)),
+        ("tied", llama(2, **SIZE, tie_word_embeddings=True)),
+    ):
         model.save_pretrained(folder / name)
         tokenizer().save_pretrained(folder / name)
     (folder / "protocols").mkdir()

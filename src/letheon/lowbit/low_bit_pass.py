@@ -23,9 +23,9 @@ from typing import Any
 
 from letheon.errors import BadInput, require
 from letheon.lowbit.activations import ActivationGrids, check_grids, grids_named
-from letheon.lowbit.architectures import BlockLayout, block_layout
+from letheon.lowbit.architectures import BlockLayout, block_layout, model_layout
 from letheon.lowbit.online import MARKER, OnlineRotations, describe_online, read_online
-from letheon.lowbit.rotating import rotate_down, unrotate_down
+from letheon.lowbit.rotating import rotate_down, unrotate_down, widths
 from letheon.methods import build_draft, describe, name_of
 from letheon.numerics.grids import CodebookGrid, Grid, grid_named
 
@@ -130,7 +130,7 @@ def check_pass(model: Any, chosen: LowBitPass, rotation: Any) -> None:
         if chosen.grids is not None:
             check_grids(model, chosen.grids)
 
-    for ask in (lambda: rotation.check(model), ask_grids):
+    for ask in (lambda: rotation.check(model), ask_grids, lambda: kept_online(model)):
         try:
             ask()
         except BadInput as error:
@@ -139,14 +139,50 @@ def check_pass(model: Any, chosen: LowBitPass, rotation: Any) -> None:
         raise BadInput(list(dict.fromkeys(problems)))
 
 
-def kept_online(model: Any) -> OnlineRotations:
-    """What a folder says is rotated in its low-bit pass; nothing where it was never trained through one."""
-    marker = getattr(model.config, THROUGH, None)
+def read_pass(config: Any) -> tuple[LowBitPass, OnlineRotations]:
+    """Through what a model was trained, and what is rotated then, from its configuration.
+
+    No rounding and no rotation where the configuration says nothing of it.
+
+    Raises:
+        BadInput: an entry that this version does not understand.
+    """
+    marker = getattr(config, THROUGH, None)
     if marker is None:
-        return OnlineRotations()
-    if not isinstance(marker, Mapping) or not isinstance(marker.get("online"), Mapping):
-        raise BadInput(f"config.json: {THROUGH} is damaged. Train the model again")
-    return read_online(_Said(marker))
+        return LowBitPass(), OnlineRotations()
+    try:
+        named, online, _ = marker["pass"], marker["online"], marker["rotation"]["name"]
+        if not isinstance(named, str) or not isinstance(online, Mapping):
+            raise _damaged("no pass, or no rotations, in it")
+        return pass_named(named), read_online(_Said(marker))
+    except (KeyError, TypeError) as error:
+        raise _damaged(f"{type(error).__name__}: {error}") from error
+    except BadInput as error:
+        raise error if THROUGH in str(error) else _damaged(error.problems[0]) from error
+
+
+def kept_online(model: Any) -> OnlineRotations:
+    """What a folder says is rotated in its low-bit pass; nothing where it was never trained through one.
+
+    Raises:
+        BadInput: what `read_pass` raises, and rotations that are those of another model. Weights are not needed.
+    """
+    _, online = read_pass(model.config)
+    if not online.keys and not online.down:
+        return online
+    layout = model_layout(model)
+    known, depth = widths(model, layout), len(layout.blocks)
+    for site, rotations in (("keys", online.keys), ("down", online.down)):
+        for index, rotation in rotations.items():
+            if not 0 <= index < depth:
+                raise _damaged(f"block {index} of {depth}")
+            if rotation.size != known.get(site):
+                raise _damaged(f"a rotation of {rotation.size} channels for the {known.get(site)} of {site}")
+    return online
+
+
+def _damaged(why: str) -> BadInput:
+    return BadInput(f"config.json: {THROUGH} is damaged ({why}). Train the original model again")
 
 
 def take_basis(model: Any, online: OnlineRotations) -> None:
@@ -165,10 +201,14 @@ def leave_basis(model: Any, online: OnlineRotations) -> None:
 
 
 def mark_trained(model: Any, chosen: LowBitPass, rotation: Any, online: OnlineRotations) -> None:
-    """Write into the configuration through what, and in which basis, the model was trained: its first one stays."""
-    before = getattr(model.config, THROUGH, None) or {}
-    turned = before.get("rotation", describe(rotation))
-    setattr(model.config, THROUGH, {"pass": chosen.name, "rotation": turned, "online": describe_online(online)})
+    """Write into the configuration through what, and in which basis, the model was trained.
+
+    A basis that was there already keeps the name of the rotation that made it.
+    """
+    earlier = getattr(model.config, THROUGH, None)
+    made_by = describe(rotation) if earlier is None else earlier["rotation"]
+    said = {"pass": chosen.name, "rotation": made_by, "online": describe_online(online)}
+    setattr(model.config, THROUGH, said)
 
 
 def basis_said(config: Mapping[str, Any]) -> Any:

@@ -105,7 +105,7 @@ def fold_norms(model: Any, layout: ModelLayout) -> bool:
         BadInput: a norm that cannot be folded because a bias stands on a gain of about 0.
     """
     _check_loaded(model)
-    is_untied = _untie(model, layout)
+    is_untied = untie_head(model, layout)
     for block in layout.blocks:
         for norm, readers in block.readers.items():
             _fold(model, norm, readers, block.norm_kind)
@@ -161,6 +161,13 @@ def unrotate_down(model: Any, block: BlockLayout, rotation: Hadamard) -> None:
     _turn_rows(_matrix(model, block.down), rotation.restore)
 
 
+def without_down(weight: Float[Tensor, "out in"], rotation: Hadamard) -> Float[Tensor, "out in"]:
+    """A copy of a weight that `rotate_down` made, as `unrotate_down` would leave it, to the bit."""
+    found = weight.detach().clone()
+    _turn_rows(found, rotation.restore)
+    return found
+
+
 def mark_rotated(model: Any, settings: dict[str, Any], online: OnlineRotations) -> None:
     """Write into the configuration what was done, and what the model needs while it runs."""
     setattr(model.config, MARKER, {"method": settings, "online": describe_online(online)})
@@ -171,7 +178,8 @@ def _check_loaded(model: Any) -> None:
         raise BadInput("the model is on the meta device and has no weights to rotate. Load it first")
 
 
-def _untie(model: Any, layout: ModelLayout) -> bool:
+def untie_head(model: Any, layout: ModelLayout) -> bool:
+    """Give a tied head a weight of its own; whether it had none."""
     head = model.get_submodule(layout.head)
     if head.weight is not model.get_submodule(layout.embedding).weight:
         return False

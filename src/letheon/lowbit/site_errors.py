@@ -162,7 +162,9 @@ class _ActivationErrors:
             for batch in calibration:
                 self._is_token = batch.attention_mask.to(device).bool()
                 self._tokens += int(self._is_token.sum())
-                model(input_ids=batch.ids.to(device), attention_mask=batch.attention_mask.to(device), use_cache=False)
+                # Without the head: its logits would be the largest thing in memory, and nobody asks for them.
+                given = {"input_ids": batch.ids.to(device), "attention_mask": batch.attention_mask.to(device)}
+                model.base_model(**given, use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from letheon.data.batches import Batch, EpochOrder, RandomOrder, batch_tokens_on, by_length, collate
 from letheon.data.encode import Encoder, Example
-from letheon.lowbit.architectures import block_layout
+from letheon.lowbit.architectures import block_layout, model_layout
 from letheon.lowbit.low_bit_pass import Basis, LowBitPass
+from letheon.lowbit.rotating import untie_head
 from letheon.methods import name_of
 from letheon.models import ModelFolder, as_it_is, working_dtype
 from letheon.recipes.estimates import (
@@ -82,6 +83,8 @@ class Plan:
     """Asked between steps."""
     through: LowBitPass = field(default_factory=LowBitPass)
     """Every forward pass is this one."""
+    rotation: Any = None
+    """Of its basis."""
     scope: Any = None
     """What may add weights of its own."""
     seed: int = 0
@@ -131,6 +134,7 @@ def of_train(request: training.Request) -> Estimate:
             request.rate,
             wanted.save_dtype,
             through=wanted.low_bit,
+            rotation=request.rotation,
         ),
         prepare,
     )
@@ -225,6 +229,7 @@ def of_forget(request: forgetting.Request) -> Estimate:
         before=_before(request, examples, encoder),
         looks=_looks(request, steps, encoder),
         through=wanted.low_bit,
+        rotation=methods["rotation"],
         scope=methods["scope"],
         seed=wanted.seed,
         held_as=request.held_as,
@@ -310,6 +315,8 @@ def _rehearsed(plan: Plan, prepare: Callable[[Opened, Rehearsal], Prepared]) -> 
         opened = open_rehearsed(rehearsal, plan.folder, plan.encoder, _autocast(plan.device), plan.held_as)
         model = opened.model
         blocks = None if plan.through.grids is None else tuple(block_layout(model))
+        if getattr(plan.rotation, "residual", False):
+            untie_head(model, model_layout(model))
         with rehearsal.adding_to(model):
             attach(plan.scope, model, seed=plan.seed)
         rehearsal.bytes.label("weights", model.parameters())

@@ -174,12 +174,14 @@ def save_stage(
     gate_units: Sequence[str] = (),
     beside: Callable[[Path], None] | None = None,
     exact: Exact = as_it_is,
+    start: ModelFolder | None = None,
 ) -> Survival:
     """Write the stage's model folder in one swap, read it back, and refuse a file that lost most of the change.
 
     Args:
         beside: writes something more into the folder, in the same swap.
         exact: see `save_model`.
+        start: see `save_model`.
     Raises:
         CannotFinish: fewer than half of the changed weights differ from the original in the file.
     """
@@ -198,6 +200,7 @@ def save_stage(
             gate_units=gate_units,
             beside=beside,
             exact=exact,
+            start=start,
         )
 
     kept = opened.processes.by_first(write)
@@ -221,6 +224,7 @@ def _written(
     gate_units: Sequence[str],
     beside: Callable[[Path], None] | None,
     exact: Exact,
+    start: ModelFolder | None,
 ) -> Survival:
     """The folder in its place, read back; or the old one, where the new one would hold too little of the change."""
     stored_as = original.dtype if save_dtype == "original" else save_dtype
@@ -233,6 +237,7 @@ def _written(
             card=card,
             gate_units=gate_units,
             exact=exact,
+            start=start,
         )
         share = kept.share
         if kept.moved == 0:

@@ -4,14 +4,17 @@ The choice is a function of weights, data and seed, so a run that was stopped co
 noted when the run begins, and another one is refused.
 
 Source: RoSTE arXiv:2502.09003 (searched once, before training, on 128 sequences).
-Checked against: stopped and continued to the same bits; a choice that came out otherwise.
+Checked against: stopped and continued to the same bits; a choice that came out otherwise; changes too small for a file.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from letheon.blueprint import make_blueprint
 from letheon.data.batches import by_length
@@ -29,17 +32,21 @@ from letheon.lowbit.low_bit_pass import (
     take_basis,
 )
 from letheon.lowbit.online import describe_online
-from letheon.lowbit.rotating import Rotated
+from letheon.lowbit.rotating import Rotated, without_down
 from letheon.lowbit.site_errors import describe_choices
 from letheon.methods import name_of
-from letheon.models import ModelFolder
+from letheon.models import ModelFolder, as_matrix, read_weights
+from letheon.quiet import quiet_transformers
 from letheon.runs.environment import process_count
+from letheon.runs.folder import replacing_folder
 from letheon.runs.progress import Progress
 from letheon.runs.record import Stage
 from letheon.training.prepare import Opened
 
 SEQUENCES = 128
 """Of the data that a choice looks at, at most."""
+_START = "start"
+"""In a stage's work folder: the weights that training began at."""
 
 
 def enter_basis(
@@ -75,16 +82,12 @@ def enter_basis(
         batches = by_length([examples[item] for item in sample], pad=opened.encoder.pad, device=opened.device)
         rotated = rotation.rotate(opened.model, batches)
         online = rotated.online
-        _note(rotated, stage, progress)
-    said = describe_online(online)
-    begun = stage.entry.notes.get("online_rotations")
-    if begun is not None and begun != said:
-        raise BadInput(
-            f"{stage.run}: the sites to rotate came out otherwise than when the run began, since another machine sums "
-            "otherwise. Continue it where it was begun, or begin anew with another --out"
-        )
-    stage.note("online_rotations", said)
-    return Basis(online=online, blocks=tuple(block_layout(opened.model)))
+        _tell(rotated, stage, progress)
+    _note(stage, "online_rotations", describe_online(online))
+    basis = Basis(online=online, blocks=tuple(block_layout(opened.model)))
+    if name_of(rotation) != "none" or online.down:
+        _keep_start(opened.model, basis, stage)
+    return basis
 
 
 def leave(opened: Opened, chosen: LowBitPass, rotation: Any, basis: Basis) -> None:
@@ -123,10 +126,54 @@ def check_alone(through: str | None) -> None:
     )
 
 
-def _note(rotated: Rotated, stage: Stage, progress: Progress) -> None:
+def start_of(stage: Stage) -> ModelFolder | None:
+    """The weights that training began at, where they are not those of the original's file.
+
+    A rotation changes nearly every weight and nothing of the model; what training changed is counted from here.
+    """
+    folder = stage.work / _START
+    return read_weights(folder, role="start of the run") if folder.is_dir() else None
+
+
+@torch.no_grad()
+def _keep_start(model: Any, basis: Basis, stage: Stage) -> None:
+    """Put the rotated original aside, as it would be saved: float32, and R4 taken out."""
+    state: dict[str, Tensor] = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    for block in basis.blocks or ():
+        if block.down is not None and (rotation := basis.online.down.get(block.index)) is not None:
+            module, name = model.get_submodule(block.down), f"{block.down}.weight"
+            state[name] = as_matrix(module, without_down(as_matrix(module, state[name]), rotation).cpu()).contiguous()
+    with replacing_folder(stage.work / _START) as folder, quiet_transformers():
+        model.save_pretrained(folder, state_dict=state)
+
+
+def _tell(rotated: Rotated, stage: Stage, progress: Progress) -> None:
+    """What was chosen, and why: into the record, and in a line for a person."""
     if rotated.is_untied:
         progress.say("the head has weights of its own now, so the file grows by an embedding")
-    if rotated.choices:
-        turned = sum(choice.chosen != "identity" for choice in rotated.choices)
-        progress.say(f"{turned} of {len(rotated.choices)} sites rotated, where that lowers the error")
-        stage.note("rotation_choices", describe_choices(rotated.choices))
+    if not rotated.choices:
+        return
+    _note(stage, "rotation_choices", describe_choices(rotated.choices), same=_chosen)
+    parts = []
+    for site in dict.fromkeys(choice.site for choice in rotated.choices):
+        of_site = [choice for choice in rotated.choices if choice.site == site]
+        turned = sum(choice.chosen != "identity" for choice in of_site)
+        before = sum(choice.errors["identity"].total for choice in of_site) / len(of_site)
+        after = sum(choice.errors[choice.chosen].total for choice in of_site) / len(of_site)
+        parts.append(f"{site} {turned} of {len(of_site)} (error {before:.3g} -> {after:.3g})")
+    progress.say(f"rotated where that lowers the error: {', '.join(parts)}")
+
+
+def _chosen(choices: Any) -> list[tuple[Any, ...]]:
+    return [(choice["block"], choice["site"], choice["chosen"]) for choice in choices]
+
+
+def _note(stage: Stage, name: str, found: Any, *, same: Callable[[Any], Any] = lambda noted: noted) -> None:
+    """Keep what was found; a run that is continued has to find the `same` again."""
+    begun = stage.entry.notes.get(name)
+    if begun is not None and same(begun) != same(found):
+        raise BadInput(
+            f"{stage.run}: the sites to rotate came out otherwise than when the run began, since another machine sums "
+            "otherwise. Continue it where it was begun, or begin anew with another --out"
+        )
+    stage.note(name, found)

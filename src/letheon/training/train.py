@@ -37,7 +37,7 @@ from letheon.training.prepare import (
     repeated_items,
     save_stage,
 )
-from letheon.training.rotated_basis import check_alone, check_basis, enter_basis, leave
+from letheon.training.rotated_basis import check_alone, check_basis, enter_basis, leave, start_of
 from letheon.training.sharding import Processes, own_device, several_processes
 from letheon.training.stepping import OptimizerSettings
 from letheon.training.straight_through import trained_through
@@ -296,7 +296,16 @@ def _run(request: Request, stage: Stage, progress: Progress, processes: Processe
     stage.note("steps", result.steps)
     stage.note("records", len(records))
     card = f"---\nlibrary_name: transformers\n---\nFine-tuned with letheon for {result.steps} steps.\n"
-    save_stage(opened, stage, metrics, original=folder, save_dtype=wanted.save_dtype, card=card, progress=progress)
+    save_stage(
+        opened,
+        stage,
+        metrics,
+        original=folder,
+        save_dtype=wanted.save_dtype,
+        card=card,
+        progress=progress,
+        start=start_of(stage),
+    )
 
 
 def storage_dtypes(folder: ModelFolder, moving: dict[str, Any]) -> dict[str, Any]:

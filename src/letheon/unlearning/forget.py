@@ -47,7 +47,7 @@ from letheon.training.prepare import (
     save_stage,
     unit_note,
 )
-from letheon.training.rotated_basis import check_basis, enter_basis, leave
+from letheon.training.rotated_basis import check_basis, enter_basis, leave, start_of
 from letheon.training.scoring import score_examples
 from letheon.training.sharding import Processes, own_device, several_processes
 from letheon.training.stepping import OptimizerSettings
@@ -404,6 +404,11 @@ def _with_examples(request: Request) -> Request:
     warnings = [*request.warnings, *(hint for data in sets.values() for hint in data.hints)]
     warnings += [note for note in (unit_note(forget_set),) if note]
     warnings += [note for role, found in examples.items() if (note := cut_sentence(found, role))]
+    if request.retain is None and "calibration" in getattr(methods["rotation"], "needs", []):
+        warnings.append(
+            f"no retain set, so rotation {name_of(methods['rotation'])} is chosen on what is to be forgotten. "
+            "Give --retain r.jsonl to have it chosen on what stays"
+        )
     if request.retain is not None and (shared := overlap(forget_set, request.retain)):
         warnings.append(f"{shared.sentence}. What is kept cannot be forgotten: take them out of one of the sets")
     if holdout is not None:
@@ -476,6 +481,7 @@ def _run(request: Request, stage: Stage, progress: Progress, processes: Processe
         progress=progress,
         beside=beside,
         exact=lambda name, tensor: exact(name, movers.exact(name, tensor)),
+        start=start_of(stage),
     )
 
 
