@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from letheon.data.batches import Batch
 from letheon.training.active import Active, Movers
 from letheon.training.sharding import ALONE, Processes, joined_norm, local
+from letheon.training.straight_through import at_rest
 
 Parts = Mapping[str, Sequence[Batch]]
 """A logical batch: for each data set its micro-batches."""
@@ -77,13 +78,14 @@ class MeanGradient:
         batches = parts[self.part]
         [total] = self.processes.totals([sum(self.loss.count(batch) for batch in batches)])
         value = 0.0
-        for batch in batches:
-            with self.autocast():
-                loss_sum, _ = self.loss(model, batch)
-            mean_share = loss_sum / total
-            if mean_share.requires_grad:  # not where all weights asked about lie behind the layer that a term looks at
-                mean_share.backward()  # type: ignore[no-untyped-call]
-            value += float(mean_share.detach())
+        with at_rest(model):
+            for batch in batches:
+                with self.autocast():
+                    loss_sum, _ = self.loss(model, batch)
+                mean_share = loss_sum / total
+                if mean_share.requires_grad:  # not where all weights asked about lie behind the layer a term looks at
+                    mean_share.backward()  # type: ignore[no-untyped-call]
+                value += float(mean_share.detach())
         [value] = self.processes.totals([value])
         return Gradients(take(self.parameters), {self.figure or f"{self.part}_loss": value})
 
@@ -127,7 +129,7 @@ class MeanLoss:
         """Sum over the logical batch divided by its count, a tensor without dimensions on the model's device."""
         batches = parts[self.part]
         [total] = self.processes.totals([sum(self.loss.count(batch) for batch in batches)])
-        with self.autocast():
+        with self.autocast(), at_rest(model):
             shares = [self.loss(model, batch)[0] / total for batch in batches]
         value = torch.stack(shares).sum()
         return value if self.processes.count == 1 else value.new_tensor(self.processes.totals([float(value)])[0])

@@ -29,6 +29,9 @@ from letheon.models import as_matrix, decoder_linears
 from letheon.numerics.grids import CodebookGrid, Grid, fake_quantize
 from letheon.training.low_rank import change_of, low_rank_layers
 
+_KEPT = "_letheon_rounded"
+"""Attribute of a model that goes through a grid."""
+
 
 class _Straight(torch.autograd.Function):
     """Rounded values, and the gradient as if nothing had been rounded."""
@@ -64,13 +67,16 @@ def straight_through(model: Any, grid: Grid | CodebookGrid | None) -> Iterator[N
     for module in (*linears, *(layer.base_layer for layer in changed.values())):
         # What cannot be rounded says so before anything is changed.
         fake_quantize(as_matrix(module, module.weight.detach()).contiguous(), grid)
+    kept = _Kept()
     try:
         for module in linears:
-            module.forward = partial(_forward, module, grid)
+            module.forward = partial(_forward, module, grid, kept)
         for layer in changed.values():
-            layer.forward = partial(_forward_joined, layer, grid)
+            layer.forward = partial(_forward_joined, layer, grid, kept)
+        vars(model)[_KEPT] = kept
         yield
     finally:
+        vars(model).pop(_KEPT, None)
         for module in (*linears, *changed.values()):
             module.__dict__.pop("forward", None)
 
@@ -94,24 +100,67 @@ def trained_through(model: Any, chosen: LowBitPass, basis: Basis) -> Iterator[No
             yield
 
 
-def rounded_weight(module: Any, weight: Tensor, grid: Grid | CodebookGrid) -> Tensor:
-    """A layer's weight on the grid, shaped like the weight; its gradient is the weight's."""
-    rounded = as_matrix(module, fake_quantize(as_matrix(module, weight.detach()).contiguous(), grid))
-    straight: Tensor = _Straight.apply(weight, rounded)  # type: ignore[no-untyped-call]
-    return straight
+@contextmanager
+def at_rest(model: Any) -> Iterator[None]:
+    """Inside, no weight of the model moves, so each is rounded once, however many forward passes there are.
+
+    Who opens it answers for that: a write into `.data` could not be seen. Where there is no grid it does nothing.
+    A gradient over eight texts of 64 tokens, in micro-batches of one, took 0.64 of its time, in micro-batches of four
+    0.88 (w4a4kv4, 6.5 million weights, medians of five pairs, one core).
+    """
+    kept: _Kept | None = vars(model).get(_KEPT)
+    if kept is None:
+        yield
+        return
+    kept.begin()
+    try:
+        yield
+    finally:
+        kept.end()
 
 
-def _forward(module: Any, grid: Grid | CodebookGrid, inputs: Tensor) -> Tensor:
-    """The layer's own arithmetic with its weight on the grid."""
-    return _layer(module, rounded_weight(module, module.weight, grid), inputs)
+class _Kept:
+    """Rounded weights of a model at rest, by layer."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, Tensor] | None = None
+
+    def begin(self) -> None:
+        """From now on nothing moves."""
+        self._found = {}
+
+    def end(self) -> None:
+        """Forget all of them."""
+        self._found = None
+
+    def rounded(self, module: Any, weight: Tensor, grid: Grid | CodebookGrid) -> Tensor:
+        """The weight on the grid, shaped like the weight."""
+        if self._found is not None and id(module) in self._found:
+            return self._found[id(module)]
+        made = as_matrix(module, fake_quantize(as_matrix(module, weight.detach()).contiguous(), grid))
+        if self._found is not None:
+            self._found[id(module)] = made
+        return made
 
 
-def _forward_joined(layer: Any, grid: Grid | CodebookGrid, inputs: Tensor) -> Tensor:
+def _forward(module: Any, grid: Grid | CodebookGrid, kept: _Kept, inputs: Tensor) -> Tensor:
+    """The layer's own arithmetic with its weight on the grid; the gradient is the weight's."""
+    weight = module.weight
+    return _layer(module, _straight(weight, kept.rounded(module, weight, grid)), inputs)
+
+
+def _forward_joined(layer: Any, grid: Grid | CodebookGrid, kept: _Kept, inputs: Tensor) -> Tensor:
     """The same with the weight and the low-rank change beside it as one, added and rounded in float32."""
     plain = layer.base_layer
     with torch.autocast(inputs.device.type, enabled=False):
-        weight = rounded_weight(plain, plain.weight + change_of(layer), grid)
+        joined = plain.weight + change_of(layer)
+        weight = _straight(joined, kept.rounded(plain, joined, grid))
     return _layer(plain, weight.to(inputs.dtype), inputs)
+
+
+def _straight(weight: Tensor, rounded: Tensor) -> Tensor:
+    straight: Tensor = _Straight.apply(weight, rounded)  # type: ignore[no-untyped-call]
+    return straight
 
 
 def _layer(module: Any, weight: Tensor, inputs: Tensor) -> Tensor:

@@ -404,7 +404,7 @@ def _with_examples(request: Request) -> Request:
     warnings = [*request.warnings, *(hint for data in sets.values() for hint in data.hints)]
     warnings += [note for note in (unit_note(forget_set),) if note]
     warnings += [note for role, found in examples.items() if (note := cut_sentence(found, role))]
-    if request.retain is None and "calibration" in getattr(methods["rotation"], "needs", []):
+    if request.retain is None and getattr(methods["rotation"], "needs", None):
         warnings.append(
             f"no retain set, so rotation {name_of(methods['rotation'])} is chosen on what is to be forgotten. "
             "Give --retain r.jsonl to have it chosen on what stays"

@@ -24,6 +24,7 @@ from letheon.training.active import Active
 from letheon.training.gradients import CurvedGradient, Gradient, Gradients, MeanGradient, Parts, take
 from letheon.training.losses import Body, Outputs
 from letheon.training.sharding import ALONE, Processes
+from letheon.training.straight_through import at_rest
 from letheon.unlearning.gate import Gate
 from letheon.unlearning.geometry import check_separable, describe_step, describe_sum, measure, weighted_sum
 from letheon.unlearning.passes import OtherAnswers, Wanted, one_pass
@@ -116,16 +117,17 @@ class JointGradient:
         retain_count = sum(self.retain.count(batch) for batch in parts["retain"])
         forget_total, retain_total = self.processes.totals([forget_count, retain_count])
         values = [0.0, 0.0]
-        for forget_batch, retain_batch in zip(parts["forget"], parts["retain"], strict=True):
-            with self.autocast():
-                wanted = [self.forget.wants(forget_batch), self.retain.wants(retain_batch)]
-                found = one_pass(self.forget.body, wanted, pad=self.pad)
-                forget = self.forget.of(found[0])[0] / forget_total
-                retain = self.retain.of(found[1])[0] / retain_total
-                total = self.weights[0] * forget + self.weights[1] * retain
-            total.backward()  # type: ignore[no-untyped-call]
-            values[0] += float(forget.detach())
-            values[1] += float(retain.detach())
+        with at_rest(model):
+            for forget_batch, retain_batch in zip(parts["forget"], parts["retain"], strict=True):
+                with self.autocast():
+                    wanted = [self.forget.wants(forget_batch), self.retain.wants(retain_batch)]
+                    found = one_pass(self.forget.body, wanted, pad=self.pad)
+                    forget = self.forget.of(found[0])[0] / forget_total
+                    retain = self.retain.of(found[1])[0] / retain_total
+                    total = self.weights[0] * forget + self.weights[1] * retain
+                total.backward()  # type: ignore[no-untyped-call]
+                values[0] += float(forget.detach())
+                values[1] += float(retain.detach())
         values = self.processes.totals(values)
         loss = self.weights[0] * values[0] + self.weights[1] * values[1]
         return Gradients(take(self.parameters), {"forget_loss": values[0], "retain_loss": values[1], "loss": loss})
