@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import OPTConfig
 
 from letheon.errors import BadInput, CannotFinish
 from letheon.lowbit.low_bit_pass import THROUGH, read_pass
@@ -15,9 +16,9 @@ from letheon.runs.progress import Progress
 from letheon.runs.record import RunFolder
 from letheon.training import rotated_basis
 from letheon.training.train import TrainResult, train
-from tests.architectures.models import make_model, save_model_folder, saved
+from tests.architectures.models import make_from, make_model, save_model_folder, saved
 from tests.toys import write_lines
-from tests.training.test_train import LINES
+from tests.training.test_train import LINES, losses, weights
 
 FOUR: dict[str, Any] = {"through": "w4a4kv4", "rotation": "adaptive"}
 
@@ -164,3 +165,64 @@ def test_a_person_hears_what_was_chosen_and_what_it_gains(data: Path, tmp_path: 
         errors = [choice["errors"]["identity"] for choice in of_site]
         mean = sum(error["weight"] + error["activation"] for error in errors) / len(errors)
         assert f"{site} {turned} of {len(of_site)} (error {mean:.3g} -> " in said
+
+
+def test_where_no_site_gains_enough_it_is_the_plain_baseline_bit_for_bit(data: Path, tmp_path: Path) -> None:
+    idle = {"name": "adaptive", "residual": False, "keys": True, "least_gain": 0.99}
+    chosen, plain = (run(saved("llama"), data, tmp_path / str(n), rotation=one) for n, one in enumerate((idle, "none")))
+    assert {choice["chosen"] for choice in notes(tmp_path / "0")["rotation_choices"]} == {"identity"}
+    assert weights(chosen.folder) == weights(plain.folder) and losses(chosen.folder) == losses(plain.folder)
+
+
+def test_sixteen_bits_everywhere_are_plain_training(data: Path, tmp_path: Path) -> None:
+    plain = run(saved("llama"), data, tmp_path / "a", through=None, rotation="none")
+    off = run(saved("llama"), data, tmp_path / "b", through="w16a16kv16", rotation="none")
+    assert weights(off.folder) == weights(plain.folder) and losses(off.folder) == losses(plain.folder)
+    turned = run(saved("llama"), data, tmp_path / "c", through="w16a8kv16", rotation="hadamard", learning_rate=1e-9)
+    assert losses(turned.folder)[0] == pytest.approx(losses(plain.folder)[0], rel=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"learning_rate": 0}, "learning_rate must be > 0, got 0"),
+        ({"through": "w1a4kv4"}, "'w1a4kv4' is not a low-bit pass. Known: w4a4kv4 and the like, with 2 to 8 bits"),
+        (
+            {"through": "int4"},
+            "rotation 'adaptive' chooses the basis in which activations are rounded, and nothing rounds",
+        ),
+        ({"through": "w4a16kv16"}, "nothing rounds them. Say --through w4a4kv4 (or the like), or --rotation none"),
+        ({"rotation": {"name": "adaptive", "bits": 1}}, "bits 1 does not exist. Use 2 to 8, or 16"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_are_refused(data: Path, tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        run(saved("llama"), data, tmp_path / "run", **settings)
+    assert said in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_widths_without_a_matrix_are_rotated_in_blocks_if_asked(data: Path, tmp_path: Path) -> None:
+    odd = make_model("llama").config
+    odd.intermediate_size = 46
+    folder = save_model_folder(make_from(odd), tmp_path / "odd")
+    with pytest.raises(BadInput, match=r"order 46 .*rotate in blocks of 2 channels \(block_diagonal: true\)"):
+        run(folder, data, tmp_path / "run")
+    run(folder, data, tmp_path / "run", rotation={"name": "adaptive", "block_diagonal": True})
+
+
+@pytest.mark.parametrize("rotation", ["none", "adaptive"])
+def test_an_architecture_whose_blocks_are_not_known_is_named(data: Path, tmp_path: Path, rotation: str) -> None:
+    config = OPTConfig(
+        vocab_size=768, hidden_size=32, ffn_dim=48, num_hidden_layers=1, num_attention_heads=4, word_embed_proj_dim=32,
+        max_position_embeddings=128, pad_token_id=0,
+    )  # fmt: skip
+    folder = save_model_folder(make_from(config), tmp_path / "opt")
+    with pytest.raises(BadInput, match=r"'opt'.*Known: .*llama"):
+        run(folder, data, tmp_path / "run", rotation=rotation)
+
+
+def test_several_processes_are_refused_by_name(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rotated_basis, "process_count", lambda: 2)
+    with pytest.raises(BadInput, match=r"through 'w4a4kv4' is not known to give in 2 processes .* without torchrun"):
+        run(saved("llama"), data, tmp_path / "run")

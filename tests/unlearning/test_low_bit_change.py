@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,19 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 
 from letheon.errors import BadInput, CannotFinish
 from letheon.lowbit.low_bit_pass import Basis, kept_online, pass_named, take_basis
+from letheon.methods import names
 from letheon.models import load_model
 from letheon.runs.record import RunFolder
 from letheon.training.prepare import Opened
 from letheon.training.straight_through import trained_through
 from letheon.unlearning import forget as module
 from tests.architectures.models import _BLOCKS, make_from, save_model_folder
-from tests.unlearning.test_forget import World, run
+from tests.unlearning.test_forget import World, metrics, run, weights
 
+SMOOTHERS: dict[str, dict[str, Any]] = {
+    "weight_average": {"start": 1, "every": 1},
+    "randomized": {"sigma": 1e-3},
+}
 FOUR: dict[str, Any] = {"through": "w4a4kv4", "rotation": {"name": "adaptive", "keys": True}}
 
 
@@ -96,3 +102,37 @@ def test_models_whose_pass_cannot_be_taken_are_named_before_anything(world: Worl
         assert said in str(caught.value)
         assert "the inputs of a mixture's experts cannot be rounded yet. Leave activations at 16" in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+PARTS: list[dict[str, Any]] = [
+    *({"smooth": {"name": name, **SMOOTHERS.get(name, {})}} for name in names("smoother")),
+    *({"balance": name} for name in names("balance")),
+    *({"scope": name} for name in names("scope")),
+    {"scope": {"name": "sure", "refresh": "step"}},
+    {"rate": {"name": "gen", "every": 2, "bracket": 3}},
+    {"optimizer": "sgd", "learning_rate": 1e-2},
+    {"micro_batch_size": 3},
+    {"retain_term": "klr"},
+    {"method": "rmu", "retain_term": "activation"},
+    {"method": {"name": "simnpo", "until": 2.0}},
+]
+
+
+BY_DEFAULT = ("curvature", "sam", "ngdiff", "layers", "'refresh': 'step'", "gen", "klr")
+
+
+def given() -> list[Any]:
+    """The others are slow."""
+    is_quick = [any(word in str(part) for word in BY_DEFAULT) for part in PARTS]
+    marks = [() if quick else pytest.mark.slow for quick in is_quick]
+    return [pytest.param(part, id=str(part), marks=mark) for part, mark in zip(PARTS, marks, strict=True)]
+
+
+@pytest.mark.parametrize("changes", given())
+def test_each_part_of_a_method_runs_in_the_rotated_basis_and_twice_the_same(
+    world: World, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    one, two = (run(world, tmp_path / place, steps=3, **FOUR, **changes) for place in ("one", "two"))
+    assert weights(one.folder) == weights(two.folder) and metrics(one.folder) == metrics(two.folder)
+    for line in metrics(one.folder):
+        assert all(math.isfinite(value) for value in line.values() if isinstance(value, float))
