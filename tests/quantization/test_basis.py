@@ -85,8 +85,10 @@ def test_parts_that_would_stay_in_the_forward_pass_are_there_only_where_they_are
     given = {"name": "hadamard", "down": True}
     asked = fitting_rotation(given, bits=4, act_bits=4, kv_bits=4)
     assert online_parts(asked, kv_bits=4) == ("R4",) and not left_out(given, asked)
-    every = HadamardRotation()
-    assert fitting_rotation(every, bits=4, act_bits=4, kv_bits=4) is every and not left_out(every, every)
+    every = HadamardRotation(keys=True, down=True)
+    assert fitting_rotation(every, bits=4, act_bits=4, kv_bits=4) == every and not left_out(every, every)
+    written_out = {"name": "hadamard", "keys": None, "down": None}  # as a resolved recipe has it
+    assert fitting_rotation(written_out, bits=4, act_bits=4, kv_bits=4) == found
     assert online_parts(every, kv_bits=4) == ("R3", "R4") and online_parts(every, kv_bits=16) == ("R4",)
     assert left_out("none", fitting_rotation("none", bits=4, act_bits=4, kv_bits=4)) == ""
 
@@ -401,5 +403,5 @@ def test_grids_that_are_not_run_here_are_refused(changes: dict[str, Any], said: 
 
 def test_a_method_that_no_rotation_was_built_for_has_no_bits_to_weigh() -> None:
     found = build("rotation", "adaptive")
-    assert (found.values, found.keys, found.down) == (True, True, True)
+    assert (found.values, found.keys, found.down) == (True, None, None)
     assert ActivationGrids() == grids_named("w4a4kv4")[1]

@@ -341,3 +341,21 @@ def test_an_architecture_that_cannot_be_rotated_is_named(data: Path, tmp_path: P
             rotation="hadamard",
             progress=Progress(quiet=True),
         )
+
+
+@pytest.mark.parametrize("rotation", ["adaptive", "hadamard", {"name": "adaptive", "keys": True, "input_bits": 5}])
+def test_settings_that_are_written_out_mean_what_they_meant(rotation: Any) -> None:
+    """A recipe, and --print-config, say every setting; what nobody has said is still the pass's own."""
+    from letheon.recipes.verbs import resolve
+
+    wanted = {"model": "m", "data": "d.jsonl", "through": "w3a8kv16", "rotation": rotation}
+    once = resolve("train", wanted)
+    assert rotation_for(once["rotation"], pass_named("w3a8kv16")) == rotation_for(rotation, pass_named("w3a8kv16"))
+    assert resolve("train", once) == once
+
+
+def test_what_a_rotation_leaves_open_is_settled_by_the_pass_and_else_on() -> None:
+    settled = rotation_for(AdaptiveRotation(), pass_named("w2a8kv4"))
+    assert (settled.bits, settled.input_bits, settled.cache_bits, settled.keys) == (2, 8, 4, False)
+    assert rotation_for(HadamardRotation(), FOUR).sites == ("residual", "values", "down")
+    assert AdaptiveRotation().sites == HadamardRotation().sites == ("residual", "values", "keys", "down")

@@ -26,7 +26,7 @@ from letheon.lowbit.activations import ActivationGrids, check_grids, grids_named
 from letheon.lowbit.architectures import BlockLayout, block_layout, model_layout
 from letheon.lowbit.online import MARKER, OnlineRotations, describe_online, read_online
 from letheon.lowbit.rotating import rotate_down, unrotate_down, widths
-from letheon.methods import build_draft, describe, name_of
+from letheon.methods import build, describe, name_of
 from letheon.numerics.grids import CodebookGrid, Grid, grid_named
 
 THROUGH = "letheon_through"
@@ -77,34 +77,35 @@ def pass_named(name: str | None) -> LowBitPass:
 
 
 def with_open_settings(kind: str, given: Any, values: Mapping[str, Any]) -> Any:
-    """A method in which settings that nobody has named take other values than its defaults.
+    """A method in which settings that are null, since nobody has said them, take these values.
+
+    A setting that was written out at its default, as a resolved recipe has it, is open as well.
 
     Args:
         kind: of the method.
-        given: as the user spelled it; an instance says everything, and is returned as it is.
+        given: as the user spelled it.
         values: setting -> value; those that the method does not have are left out.
     Raises:
         BadInput, UnknownName: what the method refuses.
     """
-    method = build_draft(kind, given, where=kind).checked()
-    if not isinstance(given, str | Mapping):
-        return method
-    said = set(given) if isinstance(given, Mapping) else set()
-    open_ones = {one.name for one in fields(method)} - said
+    method = build(kind, given, where=kind)
+    open_ones = {one.name for one in fields(method) if getattr(method, one.name) is None}
     return replace(method, **{name: value for name, value in values.items() if name in open_ones})
 
 
 def rotation_for(given: Any, chosen: LowBitPass) -> Any:
     """The rotation of a pass: an adaptive one weighs its errors on the grids of the pass, unless told otherwise.
 
-    R3 is off unless somebody asks for it, since no file that ships can say it (see `activation_config`).
+    R3 is off unless somebody asks for it, since no file that ships can say it. R4 is on: it is taken out again before
+    anything is saved.
 
     Raises:
         BadInput: a rotation where nothing but weights is rounded; what the method refuses.
     """
     grids = chosen.grids or ActivationGrids()
     bits = chosen.weights.bits if isinstance(chosen.weights, Grid) else 16
-    values = {"bits": bits, "input_bits": grids.inputs.bits, "cache_bits": grids.keys.bits, "keys": False}
+    values = {"bits": bits, "input_bits": grids.inputs.bits, "cache_bits": grids.keys.bits}
+    values |= {"keys": False, "down": True}
     rotation = with_open_settings("rotation", given, values)
     require(
         name_of(rotation) == "none" or chosen.grids is not None,

@@ -67,7 +67,8 @@ def fitting_rotation(given: Any, *, bits: int, act_bits: int, kv_bits: int) -> A
 
 def left_out(given: Any, rotation: Any) -> str:
     """What is to be said about R4 where it was left out because nobody asked for it; or nothing."""
-    is_said = not isinstance(given, str | Mapping) or (isinstance(given, Mapping) and "down" in given)
+    said = given.get("down") if isinstance(given, Mapping) else getattr(given, "down", None)
+    is_said = said is not None
     if is_said or not hasattr(rotation, "down"):
         return ""
     return (

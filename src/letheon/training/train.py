@@ -72,7 +72,8 @@ class TrainSettings:
     activations, keys and values (w4a4kv4), so that the low-bit model is the one that learns; gradients pass straight
     through. What is saved is not rounded. null: no rounding."""
     rotation: Any = "none"
-    """The basis of a pass that rounds activations, chosen before the first step: a method of kind rotation."""
+    """The basis of a pass that rounds activations, chosen before the first step: a method of kind rotation. Keys are
+    rotated (R3) only with keys: true, since no file that ships can say it."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """adamw, or sgd: along the gradient itself, without momentum."""
     betas: tuple[float, ...] = (0.9, 0.999)

@@ -114,7 +114,8 @@ class ForgetSettings:
     activations, keys and values (w4a4kv4), so that the low-bit model is the one that forgets; gradients pass straight
     through. What is saved is not rounded. null: no rounding."""
     rotation: Any = "none"
-    """The basis of a pass that rounds activations, chosen before the first step: a method of kind rotation."""
+    """The basis of a pass that rounds activations, chosen before the first step: a method of kind rotation. Keys are
+    rotated (R3) only with keys: true, since no file that ships can say it."""
     learning_rate: float = 1e-5
     """Base rate of the optimizer."""
     epochs: float = 5.0

@@ -40,26 +40,29 @@ from letheon.numerics.token_grids import TokenGrid
 
 _CHOSEN = ("values", "keys", "down")
 """Sites that are decided block by block."""
+_BITS = 4
+"""Where nobody says how many."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveRotation:
     """For which grids the choice is made, and when a rotation is worth it."""
 
-    bits: int = 4
-    """Of the weights: sym, a step for every output channel. 16: their errors do not count."""
-    input_bits: int = 4
+    bits: int | None = None
+    """Of the weights: sym, a step for every output channel. 16: their errors do not count. null, here and in the next
+    two: as what follows rounds them, or 4 where nothing says it."""
+    input_bits: int | None = None
     """Of the inputs of linears: asym, per token."""
-    cache_bits: int = 4
+    cache_bits: int | None = None
     """Of keys and values: asym, per token and head."""
     residual: bool = True
     """R1 for the whole model. Unties a tied head: the file grows by an embedding."""
     values: bool = True
     """Whether R2 may be chosen."""
-    keys: bool = True
-    """Whether R3 may be."""
-    down: bool = True
-    """Whether R4 may be; needs a runtime that knows it."""
+    keys: bool | None = None
+    """Whether R3 may be. null: where what follows can have it; no file that ships can."""
+    down: bool | None = None
+    """Whether R4 may be; needs a runtime that knows it. null: where what follows can have it."""
     plain: bool = False
     """Try the Hadamard matrix without signs as a third candidate."""
     least_gain: float = 0.01
@@ -79,7 +82,7 @@ class AdaptiveRotation:
         for name in ("bits", "input_bits", "cache_bits"):
             bits = getattr(self, name)
             require(
-                bits in (2, 3, 4, 5, 6, 7, 8, 16),
+                bits in (None, 2, 3, 4, 5, 6, 7, 8, 16),
                 f"rotation adaptive: {name} {bits} does not exist. Use 2 to 8, or 16 to let these errors not count",
             )
         require(self.seed >= 0, f"a rotation's seed of {self.seed} is not usable. Use 0 or more")
@@ -91,7 +94,7 @@ class AdaptiveRotation:
     @property
     def sites(self) -> tuple[str, ...]:
         """Those that may be rotated."""
-        return tuple(site for site in SITES if getattr(self, site))
+        return tuple(site for site in SITES if getattr(self, site) is not False)
 
     def check(self, model: Any) -> None:
         """Refuse, with all reasons, a model that cannot be rotated; its weights are not needed for that."""
@@ -111,9 +114,11 @@ class AdaptiveRotation:
         if self.residual:
             is_untied = fold_norms(model, layout)
             rotate_residual(model, layout, site_rotation("residual", sizes["residual"], seed=self.seed))
-        candidates = {site: self._candidates(site, sizes[site]) for site in _CHOSEN if getattr(self, site)}
+        candidates = {site: self._candidates(site, sizes[site]) for site in _CHOSEN if site in self.sites}
         grids = SiteGrids(
-            weights=Grid(bits=self.bits), inputs=TokenGrid(bits=self.input_bits), cache=TokenGrid(bits=self.cache_bits)
+            weights=Grid(bits=self.bits or _BITS),
+            inputs=TokenGrid(bits=self.input_bits or _BITS),
+            cache=TokenGrid(bits=self.cache_bits or _BITS),
         )
         errors = site_errors(model, layout.blocks, candidates, calibration, grids=grids)
         choices = tuple(

@@ -42,10 +42,10 @@ class HadamardRotation:
     """R1. Unties a tied head: the file grows by an embedding."""
     values: bool = True
     """R2."""
-    keys: bool = True
-    """R3; without effect on a cache of 16 bits."""
-    down: bool = True
-    """R4; needs a runtime that knows it."""
+    keys: bool | None = None
+    """R3; without effect on a cache of 16 bits. null: where what follows can have it; no file that ships can."""
+    down: bool | None = None
+    """R4; needs a runtime that knows it. null: where what follows can have it."""
     seed: int = 0
     """Of the signs, at least 0."""
     block_diagonal: bool = False
@@ -56,14 +56,14 @@ class HadamardRotation:
     def __post_init__(self) -> None:
         require(self.seed >= 0, f"a rotation's seed of {self.seed} is not usable. Use 0 or more")
         require(
-            self.residual or self.values or self.keys or self.down,
+            bool(self.sites),
             "a Hadamard rotation with every site off does nothing. Use rotation none, or switch a site on",
         )
 
     @property
     def sites(self) -> tuple[str, ...]:
         """Those that are on."""
-        return tuple(site for site in SITES if getattr(self, site))
+        return tuple(site for site in SITES if getattr(self, site) is not False)
 
     def check(self, model: Any) -> None:
         """Refuse, with all reasons, a model that cannot be rotated; its weights are not needed for that."""
@@ -83,14 +83,14 @@ class HadamardRotation:
             is_untied = fold_norms(model, layout)
             rotate_residual(model, layout, turns["residual"])
         for block in layout.blocks:
-            if self.values:
+            if "values" in turns:
                 rotate_values(model, block, turns["values"])
-            if self.down:
+            if "down" in turns:
                 rotate_down(model, block, turns["down"])
         indices = [block.index for block in layout.blocks]
         online = OnlineRotations(
-            keys=dict.fromkeys(indices, turns["keys"]) if self.keys else {},
-            down=dict.fromkeys(indices, turns["down"]) if self.down else {},
+            keys=dict.fromkeys(indices, turns["keys"]) if "keys" in turns else {},
+            down=dict.fromkeys(indices, turns["down"]) if "down" in turns else {},
         )
         mark_rotated(model, describe(self), online)
         return Rotated(online=online, is_untied=is_untied)
