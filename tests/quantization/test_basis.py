@@ -401,6 +401,22 @@ def test_grids_that_are_not_run_here_are_refused(changes: dict[str, Any], said: 
         inspect_any(made)
 
 
+def test_a_transform_of_somebody_else_is_refused_although_we_have_rotated_the_weights(tmp_path: Path) -> None:
+    """The marker says what was merged; it does not say that a transform in the file is the one that it knows of."""
+    made = quantize(saved("llama"), rotation="hadamard", out=tmp_path / "merged").folder
+    other = quantize(saved("llama"), rotation={"name": "hadamard", "down": True}, out=tmp_path / "stays").folder
+    said = config_of(other)["quantization_config"]["transform_config"]
+    assert inspect_any(other)
+    edit_config(made, transform_config=said)
+    with pytest.raises(BadInput, match="has transform_config, which is not run here"):
+        inspect_any(made)
+    fewer = {**said["config_groups"]["R4"]}
+    fewer["apply"] = [{**fewer["apply"][0], "targets": fewer["apply"][0]["targets"][:1]}]
+    edit_config(other, transform_config={"config_groups": {"R4": fewer}})
+    with pytest.raises(BadInput, match="has transform_config, which is not run here"):
+        inspect_any(other)
+
+
 def test_a_method_that_no_rotation_was_built_for_has_no_bits_to_weigh() -> None:
     found = build("rotation", "adaptive")
     assert (found.values, found.keys, found.down) == (True, None, None)

@@ -138,7 +138,7 @@ def read_grids(folder: ModelFolder) -> ActivationGrids | None:
         what
         for what, is_there in (
             ("output_activations", any(group.get("output_activations") for group in groups)),
-            ("transform_config", bool(config.get("transform_config")) and MARKER not in folder.config),
+            ("transform_config", bool(config.get("transform_config")) and not _is_ours(folder, config)),
         )
         if is_there
     ]
@@ -152,6 +152,17 @@ def read_grids(folder: ModelFolder) -> ActivationGrids | None:
     return ActivationGrids(
         inputs=_grid(folder, "input_activations", first, {"strategy": "token"}), keys=keys, values=keys
     )
+
+
+def _is_ours(folder: ModelFolder, config: Mapping[str, Any]) -> bool:
+    """Whether the transforms of a file are those that its marker knows of, which are run here: R4 of the same blocks."""
+    try:
+        marked = [index for one in folder.config[MARKER]["online"]["down"] for index in one["blocks"]]
+        groups = config["transform_config"]["config_groups"]
+        applied = [(name, one["location"], len(one["targets"])) for name in groups for one in groups[name]["apply"]]
+    except (KeyError, TypeError):
+        return False
+    return applied == [("R4", "input", len(marked))]
 
 
 def head_dim(folder: ModelFolder) -> int:

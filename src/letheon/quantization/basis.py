@@ -27,9 +27,7 @@ from letheon.lowbit.rotating import Rotated, mark_rotated
 from letheon.methods import describe, name_of
 from letheon.models import decoder_linears
 from letheon.numerics.token_grids import TokenGrid
-
-TOKENS_AT_ONCE = 16384
-"""Of calibration text in one pass."""
+from letheon.quantization.block_walk import TOKENS_AT_ONCE
 
 _SITES = {"keys": "R3", "down": "R4"}
 """Sites of a rotation that stay in the forward pass, and what they are called."""
