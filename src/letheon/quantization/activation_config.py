@@ -155,7 +155,7 @@ def read_grids(folder: ModelFolder) -> ActivationGrids | None:
 
 
 def _is_ours(folder: ModelFolder, config: Mapping[str, Any]) -> bool:
-    """Whether the transforms of a file are those that its marker knows of, and that are run here: R4 of these blocks."""
+    """Whether the transforms of a file are those that its marker knows of: R4, of the same blocks."""
     try:
         marked = [index for one in folder.config[MARKER]["online"]["down"] for index in one["blocks"]]
         groups = config["transform_config"]["config_groups"]
