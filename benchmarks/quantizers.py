@@ -22,6 +22,7 @@ import itertools
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def whole_runs(
         grid = f"{bits} bits, {_said(group)}"
         for draw in DRAWS:
             name = f"whole-{bits}-{group}-{draw}.json"
-            runs.setdefault(grid, []).append(kept(out / name, lambda: _whole_run(judge, models, bits, group, draw)))  # noqa: B023
+            runs.setdefault(grid, []).append(kept(out / name, partial(_whole_run, judge, models, bits, group, draw)))
             runs[grid][-1]["full precision"] = full
             print(
                 f"{out.name}, {grid}, draw {draw}: { {m: round(f['kl'], 4) for m, f in runs[grid][-1].items()} }",
@@ -227,7 +228,7 @@ def main() -> None:
         for seed, models in worlds.items():
             place = given.out / f"seed-{seed}"
             folder = forget_row(row, models, place / row.name, seed=seed, progress=QUIET)
-            found[seed] = kept(place / f"{row.name}.json", lambda: forgotten_scores(models, folder))  # noqa: B023
+            found[seed] = kept(place / f"{row.name}.json", partial(forgotten_scores, models, folder))
             print(f"{place.name}, {row.title}: asked", flush=True)
         tables.setdefault("forgotten", {})[row.title] = forgotten_table(found)
     settings = {

@@ -37,7 +37,7 @@ class Shipped:
     @property
     def provenance(self) -> str:
         """One line for the report."""
-        return "the weights of the folder that ships"
+        return "the folder that ships, rounded and rotated while it runs where it says so"
 
     @contextmanager
     def applied(self, model: Any, folder: ModelFolder) -> Iterator[None]:
