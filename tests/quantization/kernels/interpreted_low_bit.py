@@ -56,6 +56,16 @@ def test_single_weights_are_those_of_the_layer_in_the_dtype_of_x(
     assert torch.equal(found.T, dequantize(layer).to(dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_weight_is_rounded_to_the_dtype_of_x_before_it_is_summed(dtype: torch.dtype) -> None:
+    layer = layer_of(8, 48, bits=8, group=16, dtype=torch.float32)
+    # Differences of two weights: small beside what each has lost.
+    x = (torch.eye(48) - torch.eye(48).roll(1, dims=1)).to(dtype)
+    found = multiply_in_triton(x.to(DEVICE), moved(pack_codes(layer))).cpu()
+    weights = dequantize(layer).to(dtype).float()
+    assert torch.equal(found.T, (weights - weights.roll(-1, dims=1)).to(dtype))
+
+
 def test_another_dtype_is_refused() -> None:
     with pytest.raises(BadInput, match=r"takes float16 and bfloat16, and x is torch\.float32\. Use the way 'tiles'"):
         multiply_in_triton(tokens(1, 64).to(DEVICE), moved(pack_codes(layer_of(4, 64))))
