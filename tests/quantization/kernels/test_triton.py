@@ -18,9 +18,9 @@ from letheon.quantization.kernels import columns
 from tests.quantization.kernels.test_columns import block
 
 HERE = Path(__file__).parent
-FILES = ["interpreted_columns.py"]
+FILES = ["interpreted_columns.py", "interpreted_low_bit.py"]
 
-COMPILED = """
+COLUMNS = """
 import inspect, re, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -34,6 +34,22 @@ text = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable
 assert "div.rn.f32" in text and "div.full" not in text and "div.approx" not in text, "not divided by IEEE rules"
 assert "fma" not in text, "what torch rounds in between is not"
 assert "0f4B400000" in text and "0fCB400000" in text, "the rounding has been folded away"
+"""
+
+PRODUCT = """
+import inspect, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from letheon.quantization.kernels.low_bit_triton import _multiply
+
+for dtype, kind, cut in (("bf16", 1, "cvt.rn.bf16"), ("fp16", 2, "cvt.rn.f16")):
+    types = dict.fromkeys(inspect.signature(_multiply).parameters, "i32")
+    types |= {"x": f"*{dtype}", "found": f"*{dtype}", "codes": "*u8", "zero": "*u8", "scale": "*fp32"}
+    known = dict(IS_HALVED=True, KEPT=kind, GIVEN=kind, TOKENS=16, OUTPUTS=64, PIECE=64, IS_INTERPRETED=False)
+    source = ASTSource(fn=triton.jit(_multiply), signature=types | dict.fromkeys(known, "constexpr"), constexprs=known)
+    text = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False}).asm["ptx"]
+    assert cut in text, "weights are not rounded to nearest"
+    assert "mma" in text and ".f32" in text, "not on tensor cores"
 """
 
 
@@ -63,9 +79,10 @@ def test_a_gpu_gives_what_torch_gives(file: str) -> None:
     ran("-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / file), TRITON_INTERPRET="0")
 
 
-def test_the_column_loop_is_compiled_as_torch_computes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", [COLUMNS, PRODUCT], ids=["columns", "product"])
+def test_it_is_compiled_as_torch_computes(script: str, tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    ran("-c", COMPILED, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
+    ran("-c", script, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
 
 
 def test_a_gpu_gets_triton_where_it_is_and_torch_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
