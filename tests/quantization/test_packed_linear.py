@@ -90,6 +90,37 @@ def test_a_file_runs_on_its_codes(form: str, tmp_path: Path) -> None:
     assert 0 < float((found - wanted).norm() / wanted.norm()) < 2e-2
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("form", ["compressed_tensors", "gptq"])
+def test_a_file_runs_exactly_on_its_codes(form: str, bits: int, tmp_path: Path) -> None:
+    scales = "float32" if form == "compressed_tensors" else "float16"
+    folder = written(form, low_bit_model(tiny_llama(), Grid(bits=bits, group=32, scale_dtype=scales)), tmp_path / form)
+    model, left = load_packed(folder, exact=True)
+    with torch.no_grad():
+        found, wanted = (torch.as_tensor(one(input_ids=IDS).logits) for one in (model, load_low_bit(folder)))
+    assert not left and not torch.equal(found, wanted)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_values_of_a_half_precision_file_are_its_own(dtype: torch.dtype, tmp_path: Path) -> None:
+    grid = Grid(bits=4, group=32, scheme="asym", scale_dtype=str(dtype)[6:])  # type: ignore[arg-type]
+    folder = written("compressed_tensors", low_bit_model(tiny_llama(dtype), grid), tmp_path / "out")
+    model, _ = load_packed(folder, exact=True)
+    with torch.no_grad():
+        found, wanted = (torch.as_tensor(one(input_ids=IDS).logits) for one in (model, load_low_bit(folder)))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_activations_are_rounded_exactly_before_codes_too(tmp_path: Path) -> None:
+    made = quantize_folder(tiny_llama(), act_bits=4, out=tmp_path, progress=Progress(quiet=True))
+    model, left = load_packed(made.folder, exact=True)
+    wanted = load_low_bit(made.folder)
+    hooked = [name for name, module in wanted.named_modules() if module._forward_pre_hooks]
+    assert hooked and not left
+    assert [name for name, module in model.named_modules() if module._forward_pre_hooks] == hooked
+
+
 def test_activations_are_rounded_before_codes_too(tmp_path: Path) -> None:
     made = quantize_folder(tiny_llama(), act_bits=4, out=tmp_path, progress=Progress(quiet=True))
     model, _ = load_packed(made.folder)

@@ -24,6 +24,7 @@ from letheon.methods import load, names
 from letheon.models import ModelFolder, check_loaded, inspect_model, load_model, read_folder
 from letheon.numerics.grids import Quantized
 from letheon.quantization.activation_config import read_grids
+from letheon.quantization.low_bit_linear import run_on_codes
 from letheon.quantization.packed_linear import pack_linears
 from letheon.quiet import quiet_transformers
 
@@ -125,18 +126,22 @@ def _gguf_file(path: Path, role: str) -> Path | None:
     return files[0]
 
 
-def load_packed(path: Path) -> tuple[Any, dict[str, str]]:
-    """The model of a low-bit file on the CPU, its 4-bit layers as the codes they are: faster for few tokens, and small.
+def load_packed(path: Path, *, exact: bool = False) -> tuple[Any, dict[str, str]]:
+    """The model of a low-bit file on the CPU, its layers as the codes they are: faster for few tokens, and small.
 
-    For running a model, not for auditing it: the arithmetic is bfloat16 (see `packed_linear`).
-
+    Args:
+        path: a file or folder of compressed_tensors, gptq or awq.
+        exact: multiply with the weights that the file stands for, in float32, 4 and 8 bits (see `low_bit_linear`):
+            the logits are those of `load_low_bit` but for the order of sums. False: 4 bits in bfloat16 (see
+            `packed_linear`), faster, and for running a model only.
     Returns:
         The model, and layer -> why it stays as dense weights.
     Raises:
         BadInput: what `load_low_bit` and `rounded` refuse.
     """
     model = load_low_bit(path)
-    return model, pack_linears(model, read_low_bit(path).rounded())
+    layers = read_low_bit(path).rounded()
+    return model, run_on_codes(model, layers) if exact else pack_linears(model, layers)
 
 
 def load_low_bit(path: Path, *, device: str = "cpu") -> Any:
