@@ -146,8 +146,10 @@ def test_what_is_in_the_model_is_what_is_in_the_files(tmp_path: Path) -> None:
         assert bits(model.get_submodule(name).weight.detach()) == bits(dequantize(layer))
 
 
-def test_losses_by_hand(tmp_path: Path) -> None:
-    model, found = walked("llama", {"name": "rtn", "bits": 3}, tmp_path)
+@pytest.mark.parametrize(("method", "compared"), [("rtn", 4), ("gptaq", len(IDS))])
+def test_losses_by_hand(method: str, compared: int, tmp_path: Path) -> None:
+    """A quantizer that does not look at the untouched model is compared with it on a part of the text."""
+    model, found = walked("llama", {"name": method, "bits": 3}, tmp_path)
     untouched = make_model("llama")
     layer = "model.layers.0.self_attn.q_proj"
     before, after = (one.get_submodule(layer).weight.detach().double() for one in (untouched, model))
@@ -156,9 +158,11 @@ def test_losses_by_hand(tmp_path: Path) -> None:
     assert found.figures[layer]["outputs"] == pytest.approx(float(outputs), rel=1e-4)
     weights = (before - after).square().sum() / before.square().sum()
     assert found.figures[layer]["weights"] == pytest.approx(float(weights), rel=1e-6)
+    ids = IDS[:compared]
     with torch.no_grad():
-        wanted = [float(one(input_ids=IDS, labels=IDS).loss) for one in (untouched, model)]
-        ends = [one.model(IDS, output_hidden_states=True).hidden_states[1].double() for one in (untouched, model)]
+        wanted = [float(one(input_ids=ids, labels=ids).loss) for one in (untouched, model)]
+        ends = [one.model(ids, output_hidden_states=True).hidden_states[1].double() for one in (untouched, model)]
+    assert found.tokens_compared == ids.numel()
     assert [found.loss_before, found.loss_after] == pytest.approx(wanted, rel=1e-5)
     assert found.blocks["model.layers.0"] == pytest.approx(float((ends[0] - ends[1]).square().mean()), rel=1e-3)
 

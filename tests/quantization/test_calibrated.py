@@ -71,7 +71,7 @@ def test_every_solver_goes_through_and_says_what_was_lost(method: str, text: Pat
     assert all(1e-4 < loss < 0.3 for loss in (*found.layers.values(), *found.outputs.values()))
     assert found.loss_before is not None and found.loss_after is not None and found.loss_before != found.loss_after
     (entry,) = RunFolder.open(tmp_path).record().stages
-    said = {"before": found.loss_before, "after": found.loss_after, "divergence": found.divergence}
+    said = {"before": found.loss_before, "after": found.loss_after, "divergence": found.divergence, "tokens": 96}
     assert entry.notes["losses"] == said
     assert set(entry.notes["blocks"]) == {"model.layers.0", "model.layers.1"}
     assert entry.settings["sequences"] == 6 and entry.inputs["calibration_data"] is not None

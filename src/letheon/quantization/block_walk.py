@@ -2,7 +2,8 @@
 
 Two streams of hidden states go through the model: one through the blocks as they were, one through the blocks as they
 have become. In each block the linears that read one input are solved together, rows above rows, in the order in which
-they run, and each group hears what the groups before it have become. When a block is done it is written down, so a
+they run, and each group hears what the groups before it have become (`passage`). Where the first stream only tells what
+was lost, a part of the text goes through it. When a block is done it is written down, so a
 killed walk goes on with the next block and ends with the same bytes: what is kept is put into the model and both
 streams run through it once more. The experts of a mixture come last in their block (`expert_walk`).
 
@@ -20,7 +21,7 @@ Checked against: a walk by hand with one forward pass of the whole model a layer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,20 +41,20 @@ from letheon.models import as_matrix
 from letheon.numerics.grids import Quantized
 from letheon.quantization.expert_walk import round_experts
 from letheon.quantization.kept_blocks import KeptBlock, keep_block, kept_block
+from letheon.quantization.passage import Passage
 from letheon.quantization.solving import Solver, as_loaded
 from letheon.quantization.statistics import Moments, Statistics
 from letheon.quantization.streams import (
     Batch,
-    Routed,
+    Heard,
     first_batches,
-    heard,
     mean_divergence,
     mean_loss,
-    routed,
     through,
+    through_hearing,
 )
 
-TOKENS_AT_ONCE = 16384
+TOKENS_AT_ONCE = 4096
 """Of calibration text in one pass."""
 
 
@@ -97,6 +98,8 @@ class Walked:
     """One a block; see `kept_blocks`."""
     figures: dict[str, dict[str, float]] = field(default_factory=dict)
     """Layer -> relative squared error of its weights ("weights") and of its outputs on the text ("outputs")."""
+    tokens_compared: int = 0
+    """Of the text: what the figures below are measured on."""
     blocks: dict[str, float] = field(default_factory=dict)
     """Block -> mean squared difference of its outputs to those of the untouched model."""
     loss_before: float = 0.0
@@ -120,8 +123,8 @@ def walk(asked: Walk) -> Walked:
         raise BadInput(no_experts(asked.quantizer))
     size = max(1, TOKENS_AT_ONCE // asked.ids.shape[1])
     now = first_batches(asked.model, asked.layout, asked.ids, size=size, device=asked.device)
-    before = list(now)
-    result = Walked([])
+    before = untouched(asked.quantizer, now)
+    result = Walked([], tokens_compared=sum(batch.hidden.shape[:2].numel() for batch in before))
     for block in asked.layout.blocks:
         path = asked.keep / f"block-{block.index:05d}.safetensors"
         module = asked.model.get_submodule(block.name).to(asked.device)
@@ -130,19 +133,30 @@ def walk(asked: Walk) -> Walked:
             with asked.untouched():
                 before = [through(asked.model, block, batch, device=asked.device) for batch in before]
             put_in(asked.model, kept, asked.stored)
+            with asked.deployed():
+                now = [through(asked.model, block, batch, device=asked.device) for batch in now]
         else:
-            before, kept = _round_block(asked, block, before, now)
+            before, now, kept = _round_block(asked, block, before, now)
             keep_block(path, kept)
-        with asked.deployed():
-            now = [through(asked.model, block, batch, device=asked.device) for batch in now]
         module.to("cpu")
-        _note(result, block, kept, path, _difference(before, now))
+        _note(result, block, kept, path, _difference(before, now[: len(before)]))
         asked.progress(block.index + 1, len(asked.layout.blocks), block.name)
+    now = now[: len(before)]
+    ids = asked.ids[: sum(len(batch.hidden) for batch in now)]
     result.loss_before, result.loss_after = (
-        mean_loss(asked.model, asked.layout, batches, asked.ids, device=asked.device) for batches in (before, now)
+        mean_loss(asked.model, asked.layout, batches, ids, device=asked.device) for batches in (before, now)
     )
     result.divergence = mean_divergence(asked.model, asked.layout, before, now, device=asked.device)
     return result
+
+
+def untouched(quantizer: Any, batches: Sequence[Batch]) -> list[Batch]:
+    """The batches that go through the untouched model as well.
+
+    All, where the quantizer looks at them. Where they only tell what was lost, the first eighth does, at least one.
+    """
+    needs_all = "drift" in quantizer.needs or hasattr(quantizer, "prepare_block")
+    return list(batches if needs_all else batches[: -(-len(batches) // 8)])
 
 
 def no_experts(quantizer: Any) -> str:
@@ -165,63 +179,52 @@ def put_in(model: Any, kept: KeptBlock, stored: torch.dtype | None = None) -> No
 
 def _round_block(
     asked: Walk, block: BlockLayout, before: list[Batch], now: Sequence[Batch]
-) -> tuple[list[Batch], KeptBlock]:
-    """The untouched stream behind the block, and what the block has become."""
+) -> tuple[list[Batch], list[Batch], KeptBlock]:
+    """Both streams behind the block, and what the block has become."""
     uncut: Mapping[str, Tensor] = {}
     with asked.untouched():
-        originals = _originals(asked, block, before) if "drift" in asked.quantizer.needs else None
-        behind = [through(asked.model, block, batch, device=asked.device) for batch in before]
+        behind, originals = _behind(asked, block, before)
         if hasattr(asked.quantizer, "prepare_block"):
             uncut = asked.quantizer.prepare_block(asked.model, block, before, asked.device, stored=asked.others)
     solver = Solver(asked.quantizer, stored=asked.stored, may_fall_back=asked.may_fall_back)
     matrices = block_matrices(asked.model, block)
+    passage = Passage(asked.model, block, now, device=asked.device)
     layers: dict[str, Quantized] = {}
-    for group in block.groups:
-        heard_before = None if originals is None else [batch.linears[group[0]] for batch in originals]
-        with asked.deployed():
-            statistics = _statistics(asked, block, group[0], now, heard_before)
-        layers |= solver.solve({name: matrices[name].weight for name in group}, statistics, uncut)
-    if block.experts is not None:
-        reached = [routed(asked.model, block, batch, device=asked.device) for batch in now]
-        reached_before = None if originals is None else [batch.experts for batch in originals if batch.experts]
-        layers |= round_experts(asked.model, block, solver, reached, reached_before, device=asked.device)
+    with asked.deployed():
+        for group in block.groups:
+            heard_before = None if originals is None else [batch.linears[group[0]] for batch in originals]
+            statistics = _statistics(asked, group[0], passage.heard(group[0]), heard_before)
+            layers |= solver.solve({name: matrices[name].weight for name in group}, statistics, uncut)
+        if block.experts is not None:
+            reached_before = None if originals is None else [batch.experts for batch in originals if batch.experts]
+            reached = passage.routed()
+            layers |= round_experts(asked.model, block, solver, reached, reached_before, device=asked.device)
+        through_it = passage.behind()
     rounded = {matrix.parameter for matrix in matrices.values()}
     others = {
         name: parameter.detach()
         for name, parameter in asked.model.get_submodule(block.name).named_parameters(prefix=block.name)
         if name not in rounded
     }
-    return behind, KeptBlock(layers, others, solver.figures)
+    return behind, through_it, KeptBlock(layers, others, solver.figures)
 
 
-@dataclass(frozen=True, eq=False)
-class _Original:
-    """What is heard in a block of the untouched model, of one batch, on the CPU."""
-
-    linears: Mapping[str, Tensor]
-    experts: Routed | None
-
-
-def _originals(asked: Walk, block: BlockLayout, before: Sequence[Batch]) -> list[_Original]:
+def _behind(asked: Walk, block: BlockLayout, before: Sequence[Batch]) -> tuple[list[Batch], list[Heard] | None]:
+    """The untouched stream behind a block, and what was heard on its way where the quantizer looks at drift."""
+    if "drift" not in asked.quantizer.needs:
+        return [through(asked.model, block, batch, device=asked.device) for batch in before], None
     first = [group[0] for group in block.groups]
-    found = []
-    for batch in before:
-        inputs = heard(asked.model, block, batch, first, device=asked.device)
-        experts = None if block.experts is None else routed(asked.model, block, batch, device=asked.device)
-        found.append(_Original({name: tensor.cpu() for name, tensor in inputs.items()}, experts))
-    return found
+    found = [through_hearing(asked.model, block, batch, first, device=asked.device) for batch in before]
+    return [behind for behind, _ in found], [heard for _, heard in found]
 
 
-def _statistics(
-    asked: Walk, block: BlockLayout, name: str, now: Sequence[Batch], originals: Sequence[Tensor] | None
-) -> Statistics:
+def _statistics(asked: Walk, name: str, found: Iterable[Tensor], originals: Sequence[Tensor] | None) -> Statistics:
     """Moments of what a linear hears. Raises BadInput that names it."""
     width = as_matrix(asked.model.get_submodule(name), asked.model.get_submodule(name).weight).shape[1]
     moments = Moments(width, has_drift=originals is not None, device=asked.device)
     try:
-        for place, batch in enumerate(now):
-            found = heard(asked.model, block, batch, [name], device=asked.device)[name]
-            moments.add(found, None if originals is None else originals[place].to(asked.device))
+        for place, inputs in enumerate(found):
+            moments.add(inputs, None if originals is None else originals[place].to(asked.device))
         return moments.statistics()
     except BadInput as error:
         raise BadInput([f"layer {name}: {problem}" for problem in error.problems]) from error

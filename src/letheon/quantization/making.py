@@ -158,10 +158,11 @@ def _say(request: Request, found: Walked, has_text: bool, stage: Stage, progress
         outputs = {name: lost["outputs"] for name, lost in found.figures.items() if "outputs" in lost}
         stage.note("outputs", outputs)
         stage.note("blocks", found.blocks)
-        stage.note("losses", {"before": found.loss_before, "after": found.loss_after, "divergence": found.divergence})
+        losses = {"before": found.loss_before, "after": found.loss_after, "divergence": found.divergence}
+        stage.note("losses", {**losses, "tokens": found.tokens_compared})
         progress.say(f"quantize: relative squared error of the outputs {_spread(outputs)}")
         lost = f"{found.loss_before:.4f} -> {found.loss_after:.4f} nats a token, KL {found.divergence:.4f}"
-        progress.say(f"quantize: loss on the text {lost}")
+        progress.say(f"quantize: loss on {found.tokens_compared:,} tokens of the text {lost}")
 
 
 def _spread(losses: Mapping[str, float]) -> str:

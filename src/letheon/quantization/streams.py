@@ -13,7 +13,7 @@ hooks on the whole model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,6 +50,14 @@ class Routed:
     hidden: Float[Tensor, "tokens width"]
     chosen: Int64[Tensor, "tokens chosen"]
     """Which experts each token is routed to."""
+
+
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """What was heard in a block, of one batch, on the CPU."""
+
+    linears: Mapping[str, Float[Tensor, "tokens inputs"]]
+    experts: Routed | None
 
 
 class _Reached(Exception):
@@ -110,42 +118,70 @@ def through(model: Any, block: BlockLayout, batch: Batch, *, device: str) -> Bat
 
 
 @torch.no_grad()
-def heard(model: Any, block: BlockLayout, batch: Batch, names: Sequence[str], *, device: str) -> dict[str, Tensor]:
-    """Name -> what that linear of the block hears, (tokens, inputs), on the device. Runs no further than needed."""
-    given = _given(model, block, batch, names, device=device)
-    return {name: arguments[0].reshape(-1, arguments[0].shape[-1]) for name, arguments in given.items()}
+def through_hearing(
+    model: Any, block: BlockLayout, batch: Batch, names: Sequence[str], *, device: str
+) -> tuple[Batch, Heard]:
+    """The batch behind a block, and what was heard in it, in one pass. Raises what `through` raises.
+
+    Args:
+        names: linears of the block; its experts are heard unasked.
+    """
+    with _listening(model, [*names, *([block.experts] if block.experts else [])], is_to_end=True) as given:
+        behind = through(model, block, batch, device=device)
+    experts = None if block.experts is None else _routed(given[block.experts])
+    return behind, Heard({name: _tokens(given[name]).cpu() for name in names}, experts)
 
 
 @torch.no_grad()
+def heard(model: Any, block: BlockLayout, batch: Batch, names: Sequence[str], *, device: str) -> dict[str, Tensor]:
+    """Name -> what that linear of the block hears, (tokens, inputs), on the device. Runs no further than needed."""
+    with _listening(model, names) as given, suppress(_Reached):
+        _call(model, block, batch, device)
+    return {name: _tokens(given[name]) for name in names}
+
+
+@torch.no_grad()
+def heard_as_called(model: Any, block: BlockLayout, batch: Batch, name: str, *, device: str) -> tuple[Tensor, ...]:
+    """What one module of the block is called with. Runs no further than needed."""
+    with _listening(model, [name]) as given, suppress(_Reached):
+        _call(model, block, batch, device)
+    return given[name]
+
+
 def routed(model: Any, block: BlockLayout, batch: Batch, *, device: str) -> Routed:
     """What reaches the block's experts; none of them runs."""
     assert block.experts is not None
-    hidden, chosen, *_ = _given(model, block, batch, [block.experts], device=device)[block.experts]
+    return _routed(heard_as_called(model, block, batch, block.experts, device=device))
+
+
+def _tokens(given: tuple[Tensor, ...]) -> Float[Tensor, "tokens inputs"]:
+    return given[0].reshape(-1, given[0].shape[-1])
+
+
+def _routed(given: tuple[Tensor, ...]) -> Routed:
+    hidden, chosen, *_ = given
     return Routed(hidden.reshape(-1, hidden.shape[-1]).cpu(), chosen.reshape(-1, chosen.shape[-1]).cpu())
 
 
-def _given(
-    model: Any, block: BlockLayout, batch: Batch, names: Sequence[str], *, device: str
-) -> dict[str, tuple[Tensor, ...]]:
-    """Name -> what that module of the block is called with, in the order in which they run."""
+@contextmanager
+def _listening(model: Any, names: Sequence[str], *, is_to_end: bool = False) -> Iterator[dict[str, tuple[Tensor, ...]]]:
+    """Name -> what that module is called with inside. Raises _Reached when all were called, unless it is to the end."""
     found: dict[str, tuple[Tensor, ...]] = {}
 
     def listener(name: str) -> Callable[..., None]:
         def hear(_: Any, arguments: tuple[Tensor, ...]) -> None:
             found[name] = arguments
-            if len(found) == len(names):
+            if len(found) == len(names) and not is_to_end:
                 raise _Reached
 
         return hear
 
     hooks = [model.get_submodule(name).register_forward_pre_hook(listener(name)) for name in names]
     try:
-        with suppress(_Reached):
-            _call(model, block, batch, device)
+        yield found
     finally:
         for hook in hooks:
             hook.remove()
-    return found
 
 
 @torch.no_grad()
@@ -186,24 +222,33 @@ def _call(model: Any, block: BlockLayout, batch: Batch, device: str) -> Any:
     return model.get_submodule(block.name)(batch.hidden.to(device), *call.beside, **call.named)
 
 
-@contextmanager
-def _passed_over(model: Any, layout: ModelLayout) -> Iterator[None]:
+def _passed_over(model: Any, layout: ModelLayout) -> AbstractContextManager[None]:
     """Inside, blocks give back the hidden states that they are given."""
 
     def unchanged(*arguments: Any, **named: Any) -> Any:
         return named["hidden_states"] if "hidden_states" in named else arguments[0]
 
-    blocks = [model.get_submodule(block.name) for block in layout.blocks]
-    before = [block.__dict__.get("forward") for block in blocks]
+    return standing_in(model, {block.name: unchanged for block in layout.blocks})
+
+
+@contextmanager
+def standing_in(model: Any, forwards: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Inside, some modules do something else when they are called.
+
+    Args:
+        forwards: module -> what is called in the place of its `forward`.
+    """
+    modules = {model.get_submodule(name): forward for name, forward in forwards.items()}
+    before = {module: module.__dict__.get("forward") for module in modules}
     try:
-        for block in blocks:
-            block.forward = unchanged
+        for module, forward in modules.items():
+            module.forward = forward
         yield
     finally:
-        for block, forward in zip(blocks, before, strict=True):
-            del block.forward
+        for module, forward in before.items():
+            del module.forward
             if forward is not None:
-                block.forward = forward
+                module.forward = forward
 
 
 @contextmanager

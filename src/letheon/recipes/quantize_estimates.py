@@ -21,11 +21,12 @@ from letheon.lowbit.matrices import block_matrices, decoder_matrices
 from letheon.methods import name_of
 from letheon.models import DTYPES
 from letheon.numerics.grids import quantize
-from letheon.quantization.block_walk import TOKENS_AT_ONCE
+from letheon.quantization.block_walk import TOKENS_AT_ONCE, untouched
+from letheon.quantization.passage import Passage
 from letheon.quantization.plain_rounding import round_layers
 from letheon.quantization.request import Request
 from letheon.quantization.saving import SHARD_BYTES
-from letheon.quantization.streams import Batch, Routed, first_batches, heard, mean_loss, routed, through
+from letheon.quantization.streams import Routed, first_batches, mean_loss, through, through_hearing
 from letheon.recipes.estimates import Estimate, by_part, time_of
 from letheon.recipes.rehearsal import Rehearsal, Work
 
@@ -65,33 +66,27 @@ def _walk(rehearsal: Rehearsal, model: Any, layout: ModelLayout, request: Reques
     size = max(1, TOKENS_AT_ONCE // ids.shape[1])
     now = first_batches(model, layout, ids, size=size, device=device)
     rehearsal.start_counting()
-    originals: list[dict[str, Tensor] | Routed] = []
-    if "drift" in request.quantizer.needs:
-        first = [group[0] for group in block.groups]
-        originals += [
-            {name: each.cpu() for name, each in heard(model, block, batch, first, device=device).items()}
-            for batch in now
-        ]
-        originals += _routed(model, block, now, device)
-    before = [through(model, block, batch, device=device) for batch in now]
+    names, before, originals = [group[0] for group in block.groups], [], []
+    for batch in untouched(request.quantizer, now):
+        if "drift" in request.quantizer.needs:
+            behind, heard = through_hearing(model, block, batch, names, device=device)
+            originals.append(heard)
+        else:
+            behind = through(model, block, batch, device=device)
+        before.append(behind)
     matrices = {name: matrix.weight for name, matrix in block_matrices(model, block).items()}
-    solved = 0.0
+    solved, passage = 0.0, Passage(model, block, now, device=device)
     for group in block.groups:
-        inputs = (heard(model, block, batch, [group[0]], device=device)[group[0]] for batch in now)
-        solved += _solve([matrices[name] for name in group], inputs, request, device)
-    solved += _experts(block, matrices, _routed(model, block, now, device), request, device)
+        solved += _solve([matrices[name] for name in group], passage.heard(group[0]), request, device)
+    solved += _experts(block, matrices, [] if block.experts is None else passage.routed(), request, device)
     originals.clear()
-    now = [through(model, block, batch, device=device) for batch in now]
+    now = passage.behind()
     count = len(layout.blocks)
     work = rehearsal.work * count
     rehearsal.start_counting()
     for stream in (before, now):
         mean_loss(model, layout, stream[:1], ids[: len(stream[0].hidden)], device=device)
     return work + rehearsal.work * len(now), solved * count
-
-
-def _routed(model: Any, block: BlockLayout, now: list[Batch], device: str) -> list[Routed]:
-    return [] if block.experts is None else [routed(model, block, batch, device=device) for batch in now]
 
 
 def _experts(

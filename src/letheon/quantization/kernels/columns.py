@@ -164,7 +164,12 @@ def _compiled() -> Callable[..., None] | None:
     except ImportError:
         return None
     # Threads are ours (nogil), so that torch's setting counts. While testing, checks of types are wrapped around it.
-    made: Callable[..., None] = numba.njit(nogil=True, error_model="numpy")(inspect.unwrap(_round_rows))
+    loop, how = inspect.unwrap(_round_rows), {"nogil": True, "error_model": "numpy"}
+    made: Callable[..., None]
+    try:
+        made = numba.njit(cache=True, **how)(loop)
+    except RuntimeError:  # no folder can be written to: it is compiled anew in every process, in a second
+        made = numba.njit(**how)(loop)
     return made
 
 
