@@ -32,7 +32,7 @@ from letheon.runs.record import RunFolder
 from letheon.training import rotated_basis
 from letheon.training.straight_through import straight_through, trained_through
 from letheon.training.train import TrainResult, train
-from tests.architectures.models import make_model, save_model_folder, saved
+from tests.architectures.models import make_model, mixture, save_model_folder, saved
 from tests.lowbit.lively import lively
 from tests.toys import bits, write_lines
 from tests.training.test_train import LINES, losses, weights
@@ -359,3 +359,14 @@ def test_what_a_rotation_leaves_open_is_settled_by_the_pass_and_else_on() -> Non
     assert (settled.bits, settled.input_bits, settled.cache_bits, settled.keys) == (2, 8, 4, False)
     assert rotation_for(HadamardRotation(), FOUR).sites == ("residual", "values", "down")
     assert AdaptiveRotation().sites == HadamardRotation().sites == ("residual", "values", "keys", "down")
+
+
+@pytest.mark.parametrize("through", ["int4", "w4a16kv16", "w4a4kv4"])
+def test_a_mixture_of_experts_is_refused_before_its_weights_are_loaded(
+    through: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_model_folder(mixture(), tmp_path / "mixture")
+    monkeypatch.setattr("letheon.training.train.open_for_training", lambda *given, **named: pytest.fail("loaded"))
+    with pytest.raises(BadInput, match=r"MODEL .*mixture: through: .*mlp.experts holds several matrices"):
+        run(data, tmp_path / "run", folder=folder, through=through, rotation="none")
+    assert not (tmp_path / "run").exists()

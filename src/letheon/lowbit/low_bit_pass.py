@@ -26,6 +26,7 @@ from letheon.lowbit.activations import ActivationGrids, check_grids, grids_named
 from letheon.lowbit.architectures import BlockLayout, block_layout, model_layout
 from letheon.lowbit.online import MARKER, OnlineRotations, describe_online, read_online
 from letheon.lowbit.rotating import rotate_down, unrotate_down, widths
+from letheon.lowbit.site_errors import SiteChoice
 from letheon.methods import build, describe, name_of
 from letheon.numerics.grids import CodebookGrid, Grid, grid_named
 
@@ -53,6 +54,8 @@ class Basis:
     """What is rotated while it runs."""
     blocks: tuple[BlockLayout, ...] | None = None
     """Of the model as it was loaded; None: as it is."""
+    choices: tuple[SiteChoice, ...] = ()
+    """Of a rotation that chooses."""
 
 
 def pass_named(name: str | None) -> LowBitPass:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -41,6 +41,15 @@ SITES = ("residual", "values", "keys", "down")
 
 Turn = Callable[[Tensor], Tensor]
 """(..., width) float64 -> the same times Q."""
+
+
+@runtime_checkable
+class Turning(Protocol):
+    """What turns vectors of channels, there and back: a `Hadamard`."""
+
+    def rotate(self, x: Tensor) -> Tensor: ...
+
+    def restore(self, y: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,32 +142,51 @@ def rotate_residual(model: Any, layout: ModelLayout, rotation: Hadamard) -> None
 
 
 @torch.no_grad()
-def rotate_values(model: Any, block: BlockLayout, rotation: Hadamard) -> None:
+def rotate_values(model: Any, block: BlockLayout, rotation: Turning) -> None:
     """R2, merged: every head of the values, and what the output linear makes of it."""
-    value = model.get_submodule(block.value)
-    rows = block.rows("value")
-    weight = as_matrix(value, value.weight)
-    heads = weight[rows].double()  # (heads, channels, in)
-    weight[rows] = rotation.rotate(heads.transpose(1, 2)).transpose(1, 2).to(weight.dtype)
-    if value.bias is not None:
-        value.bias[rows] = rotation.rotate(value.bias[rows].double()).to(weight.dtype)
-    output = _matrix(model, block.output)
-    by_head = output.double().reshape(len(output), block.heads, block.head_dim)
-    output.copy_(rotation.rotate(by_head).reshape(output.shape))
+    _turn_values(model, block, rotation.rotate)
 
 
 @torch.no_grad()
-def rotate_down(model: Any, block: BlockLayout, rotation: Hadamard) -> None:
+def unrotate_values(model: Any, block: BlockLayout, rotation: Turning) -> None:
+    """What `rotate_values` did is taken back, up to the rounding of the weights' dtype."""
+    _turn_values(model, block, rotation.restore)
+
+
+@torch.no_grad()
+def rotate_down(model: Any, block: BlockLayout, rotation: Turning) -> None:
     """R4, the half that is merged; the input is rotated by hooks."""
     assert block.down is not None
     _turn_rows(_matrix(model, block.down), rotation.rotate)
 
 
 @torch.no_grad()
-def unrotate_down(model: Any, block: BlockLayout, rotation: Hadamard) -> None:
+def unrotate_down(model: Any, block: BlockLayout, rotation: Turning) -> None:
     """What `rotate_down` did is taken back, up to the rounding of the weights' dtype."""
     assert block.down is not None
     _turn_rows(_matrix(model, block.down), rotation.restore)
+
+
+def turn_site(model: Any, block: BlockLayout, site: str, rotation: Turning | None, *, back: bool = False) -> None:
+    """The half of a block's rotation that is merged, or taken back; R3 has none.
+
+    Args:
+        site: "values", "keys" or "down".
+        rotation: None leaves everything as it is.
+    """
+    turns = {"values": (rotate_values, unrotate_values), "down": (rotate_down, unrotate_down)}
+    if rotation is not None and site in turns:
+        turns[site][back](model, block, rotation)
+
+
+def turned_parameters(model: Any, block: BlockLayout, site: str | None = None) -> tuple[str, ...]:
+    """Names of the parameters that `turn_site` writes; of all sites where none is named."""
+    linears = {"values": (block.value, block.output), "keys": (), "down": (block.down,) if block.down else ()}
+    wanted = linears[site] if site is not None else tuple(name for names in linears.values() for name in names)
+    found = [f"{name}.weight" for name in wanted]
+    if block.value in wanted and model.get_submodule(block.value).bias is not None:
+        found.append(f"{block.value}.bias")
+    return tuple(found)
 
 
 def without_down(weight: Float[Tensor, "out in"], rotation: Hadamard) -> Float[Tensor, "out in"]:
@@ -233,6 +261,19 @@ def _keeping_mean(rotation: Hadamard) -> Turn:
         return turned - (2 / square.to(x.device)) * (turned @ across)[..., None] * across
 
     return turn
+
+
+def _turn_values(model: Any, block: BlockLayout, turn: Turn) -> None:
+    value = model.get_submodule(block.value)
+    rows = block.rows("value")
+    weight = as_matrix(value, value.weight)
+    heads = weight[rows].double()  # (heads, channels, in)
+    weight[rows] = turn(heads.transpose(1, 2)).transpose(1, 2).to(weight.dtype)
+    if value.bias is not None:
+        value.bias[rows] = turn(value.bias[rows].double()).to(weight.dtype)
+    output = _matrix(model, block.output)
+    by_head = output.double().reshape(len(output), block.heads, block.head_dim)
+    output.copy_(turn(by_head).reshape(output.shape))
 
 
 def _matrix(model: Any, name: str) -> Tensor:

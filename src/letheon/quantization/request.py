@@ -96,6 +96,10 @@ def check_basis(folder: ModelFolder, rotation: Any, grids: ActivationGrids | Non
     """
     model = make_blueprint(folder.path)
     problems: list[str] = []
+    if getattr(rotation, "refresh_every", None) is not None:
+        problems.append(
+            "refresh_every: rotations are chosen anew while a model is trained, and this trains nothing. Leave it out"
+        )
     if THROUGH in folder.config and name_of(rotation) != "none":
         problems.append(
             f"MODEL {folder.path}: was trained through low bits in a basis of its own, which is put back by itself. "

@@ -109,6 +109,8 @@ class Loop:
     look: Looker | None = None
     checkpoints: CheckpointStore | None = None
     checkpoint_every_s: float = 60.0
+    until: int | None = None
+    """A step at which to pause: a checkpoint is written, and the loop can be run again from there."""
     log: Callable[[dict[str, Any]], None] = lambda line: None
     progress: Callable[[int, int, str], None] = lambda step, steps, text: None
     storage: Mapping[str, torch.dtype] = field(default_factory=dict)
@@ -124,6 +126,8 @@ class LoopResult:
     steps: int
     reason: str
     figures: dict[str, Any]
+    is_paused: bool = False
+    """There are steps left: `until` was reached first."""
 
 
 def run_loop(loop: Loop) -> LoopResult:
@@ -149,7 +153,8 @@ def run_loop(loop: Loop) -> LoopResult:
     figures: dict[str, Any] = {}
     saved_at = time.monotonic()
     step = start
-    while step < loop.steps and not stop:
+    limit = loop.steps if loop.until is None else min(loop.until, loop.steps)
+    while step < limit and not stop:
         with movers.watching():
             figures, rate_state = _step(loop, movers, optimizer, step, rate_state)
         step += 1
@@ -161,7 +166,10 @@ def run_loop(loop: Loop) -> LoopResult:
             saved_at = time.monotonic()
     for parameter in loop.model.parameters():
         parameter.requires_grad_(False)
-    return LoopResult(step, stop or f"the step limit of {loop.steps}", figures)
+    is_paused = step < loop.steps and not stop
+    if is_paused and loop.checkpoints is not None:
+        _save(loop, movers, optimizer, step, stop, rate_state)
+    return LoopResult(step, stop or f"the step limit of {limit}", figures, is_paused)
 
 
 def _together(loop: Loop) -> Loop:

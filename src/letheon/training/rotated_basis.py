@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from letheon.blueprint import make_blueprint
-from letheon.data.batches import by_length
+from letheon.data.batches import Batch, by_length
 from letheon.data.encode import Example
 from letheon.errors import BadInput, require
 from letheon.lowbit.architectures import block_layout
@@ -32,16 +32,19 @@ from letheon.lowbit.low_bit_pass import (
     take_basis,
 )
 from letheon.lowbit.online import describe_online
-from letheon.lowbit.rotating import Rotated, without_down
-from letheon.lowbit.site_errors import describe_choices
+from letheon.lowbit.rotating import Rotated, turned_parameters, without_down
+from letheon.lowbit.rotations.adaptive import changed
+from letheon.lowbit.site_errors import SiteChoice, describe_choices
 from letheon.methods import name_of
-from letheon.models import ModelFolder, as_matrix, read_weights
+from letheon.models import ModelFolder, as_matrix, read_tensor, read_weights
 from letheon.quiet import quiet_transformers
 from letheon.runs.environment import process_count
 from letheon.runs.folder import replacing_folder
 from letheon.runs.progress import Progress
 from letheon.runs.record import Stage
 from letheon.training.prepare import Opened
+from letheon.training.refreshed_basis import turn_weights
+from letheon.training.straight_through import check_matrices
 
 SEQUENCES = 128
 """Of the data that a choice looks at, at most."""
@@ -74,20 +77,24 @@ def enter_basis(
     """
     if chosen.grids is None:
         return Basis()
-    online = kept_online(opened.model)
+    online, choices = kept_online(opened.model), tuple[SiteChoice, ...]()
     if name_of(rotation) == "none" or hasattr(opened.model.config, THROUGH):
         take_basis(opened.model, online)
     else:
-        sample = sorted(random.Random(seed).sample(range(len(examples)), min(SEQUENCES, len(examples))))
-        batches = by_length([examples[item] for item in sample], pad=opened.encoder.pad, device=opened.device)
-        rotated = rotation.rotate(opened.model, batches)
-        online = rotated.online
+        rotated = rotation.rotate(opened.model, sampled(opened, examples, seed=seed))
+        online, choices = rotated.online, rotated.choices
         _tell(rotated, stage, progress)
     _note(stage, "online_rotations", describe_online(online))
-    basis = Basis(online=online, blocks=tuple(block_layout(opened.model)))
+    basis = Basis(online=online, blocks=tuple(block_layout(opened.model)), choices=choices)
     if name_of(rotation) != "none" or online.down:
         _keep_start(opened.model, basis, stage)
     return basis
+
+
+def sampled(opened: Opened, examples: Sequence[Example], *, seed: int) -> list[Batch]:
+    """What a choice looks at: some of the data, a function of the seed."""
+    sample = sorted(random.Random(seed).sample(range(len(examples)), min(SEQUENCES, len(examples))))
+    return by_length([examples[item] for item in sample], pad=opened.encoder.pad, device=opened.device)
 
 
 def leave(opened: Opened, chosen: LowBitPass, rotation: Any, basis: Basis) -> None:
@@ -97,23 +104,50 @@ def leave(opened: Opened, chosen: LowBitPass, rotation: Any, basis: Basis) -> No
         mark_trained(opened.model, chosen, rotation, basis.online)
 
 
-def check_basis(folder: ModelFolder, chosen: LowBitPass, rotation: Any) -> None:
+def check_basis(folder: ModelFolder, chosen: LowBitPass, rotation: Any, *, may_refresh: bool = False) -> None:
     """Refuse a folder that cannot be trained through this pass, before its weights are loaded.
 
     Raises:
-        BadInput: an architecture that cannot be rotated, or whose activations cannot be rounded; a model that was
-            trained through low bits and now would not be.
+        BadInput: a mixture of experts; an architecture that cannot be rotated, or whose activations cannot be rounded;
+            a model that was trained through low bits and now would not be; rotations that are to be chosen anew where
+            that cannot be.
     """
+    if getattr(rotation, "refresh_every", None) is not None:
+        require(
+            may_refresh,
+            "refresh_every: what unlearning measures before its first step (the original's log-probabilities, a gate) "
+            "holds in the basis that it begins in. Leave it out, or use it with letheon train",
+        )
+        require(
+            THROUGH not in folder.config,
+            f"refresh_every: {folder.path} was trained through low bits already, and which rotations are merged into "
+            "its weights is not written down. Leave it out",
+        )
     require(
         THROUGH not in folder.config or chosen.grids is not None,
         f"MODEL {folder.path}: was trained through low bits ({THROUGH} in config.json), and training it without would "
         "undo that. Say --through w4a4kv4 (or what it was), or take the entry out of config.json",
     )
-    if chosen.grids is not None:
+    if chosen == LowBitPass():
+        return
+    model = make_blueprint(folder.path)
+
+    def ask_weights() -> None:
+        if chosen.weights is not None:
+            check_matrices(model)
+
+    def ask_activations() -> None:
+        if chosen.grids is not None:
+            check_pass(model, chosen, rotation)
+
+    problems: list[str] = []
+    for ask in (ask_weights, ask_activations):
         try:
-            check_pass(make_blueprint(folder.path), chosen, rotation)
+            ask()
         except BadInput as error:
-            raise BadInput([f"MODEL {folder.path}: {problem}" for problem in error.problems]) from error
+            problems += [f"MODEL {folder.path}: {problem}" for problem in error.problems]
+    if problems:
+        raise BadInput(problems)
 
 
 def check_alone(through: str | None) -> None:
@@ -133,6 +167,24 @@ def start_of(stage: Stage) -> ModelFolder | None:
     """
     folder = stage.work / _START
     return read_weights(folder, role="start of the run") if folder.is_dir() else None
+
+
+@torch.no_grad()
+def turn_start(opened: Opened, rotation: Any, began: Basis, ended: Basis, stage: Stage) -> None:
+    """Write the weights that training began at in the basis that it ended in, where that is another one."""
+    folder = start_of(stage)
+    names = {
+        name
+        for one in changed(began.choices, ended.choices)
+        if one.site == "values"
+        for name in turned_parameters(opened.model, block_layout(opened.model)[one.block], one.site)
+    }
+    if folder is None or not names:
+        return
+    state = {name: read_tensor(folder, name).to(opened.device) for name in folder.tensors}
+    turn_weights(opened.model, rotation, {name: state[name] for name in names}, began, ended)
+    with replacing_folder(stage.work / _START) as written, quiet_transformers():
+        opened.model.save_pretrained(written, state_dict=state)
 
 
 @torch.no_grad()

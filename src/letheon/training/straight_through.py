@@ -56,11 +56,7 @@ def straight_through(model: Any, grid: Grid | CodebookGrid | None) -> Iterator[N
     if grid is None:
         yield
         return
-    if experts := fused_experts(model):
-        raise BadInput(
-            f"through: {experts[0]} holds several matrices in one tensor (the experts of a mixture), and a forward "
-            "pass cannot go through rounded ones yet: they would stay in full precision. Leave --through out"
-        )
+    check_matrices(model)
     changed = low_rank_layers(model)
     within = tuple(f"{name}." for name in changed)
     linears: list[Any] = [layer for name, layer in decoder_linears(model).items() if not name.startswith(within)]
@@ -79,6 +75,15 @@ def straight_through(model: Any, grid: Grid | CodebookGrid | None) -> Iterator[N
         vars(model).pop(_KEPT, None)
         for module in (*linears, *changed.values()):
             module.__dict__.pop("forward", None)
+
+
+def check_matrices(model: Any) -> None:
+    """Raise BadInput for a mixture of experts; its weights are not needed for that."""
+    if experts := fused_experts(model):
+        raise BadInput(
+            f"through: {experts[0]} holds several matrices in one tensor (the experts of a mixture), and a forward "
+            "pass cannot go through rounded ones yet: they would stay in full precision. Leave --through out"
+        )
 
 
 @contextmanager

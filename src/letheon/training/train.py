@@ -25,7 +25,7 @@ from letheon.runs.progress import Progress
 from letheon.runs.record import RunFolder, Stage
 from letheon.settings import draft
 from letheon.training.gradients import MeanGradient, MeanLoss, Parts
-from letheon.training.loop import Loop, run_loop
+from letheon.training.loop import Loop
 from letheon.training.losses import TokenLoss
 from letheon.training.prepare import (
     MetricsFile,
@@ -37,10 +37,18 @@ from letheon.training.prepare import (
     repeated_items,
     save_stage,
 )
-from letheon.training.rotated_basis import check_alone, check_basis, enter_basis, leave, start_of
+from letheon.training.refreshed_basis import run_through
+from letheon.training.rotated_basis import (
+    check_alone,
+    check_basis,
+    enter_basis,
+    leave,
+    sampled,
+    start_of,
+    turn_start,
+)
 from letheon.training.sharding import Processes, own_device, several_processes
 from letheon.training.stepping import OptimizerSettings
-from letheon.training.straight_through import trained_through
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +234,7 @@ def check_request(values: Mapping[str, Any]) -> Request:
     encoder, records, _ = collect(
         lambda: Encoder(load_tokenizer(folder.path), max_length=folder.window, template=wanted.template),
         lambda: _left(data, left_out),
-        lambda: check_basis(folder, wanted.low_bit, turn),
+        lambda: check_basis(folder, wanted.low_bit, turn, may_refresh=True),
     )
     examples = encoder.encode_all(records, role="data")
     hints = [hint for read_data in (data, left_out) if read_data is not None for hint in read_data.hints]
@@ -265,34 +273,41 @@ def _run(request: Request, stage: Stage, progress: Progress, processes: Processe
     def parts(step: int) -> Parts:
         return {"data": micro_batches(opened, examples, order.items(step), micro)}
 
-    basis = enter_basis(
+    began = enter_basis(
         opened, wanted.low_bit, request.rotation, encoded, seed=wanted.seed, stage=stage, progress=progress
     )
     moving = dict(opened.model.named_parameters())
     metrics = MetricsFile(stage.work / "metrics.jsonl")
     progress.say(f"train: {len(examples)} records, {steps} steps" + (", continued" if stage.is_resuming else ""))
     progress.start()
-    with trained_through(opened.model, wanted.low_bit, basis):
-        result = run_loop(
-            Loop(
-                model=opened.model,
-                moving=moving,
-                gradient=MeanGradient(
-                    TokenLoss(opened.body), "data", list(moving.values()), opened.autocast, "loss", processes
-                ),
-                parts=parts,
-                steps=steps,
-                optimizer=wanted.optimizer_settings,
-                rate=request.rate,
-                probe=MeanLoss(TokenLoss(opened.body), "data", processes=processes),
-                checkpoints=StageCheckpoints(stage, metrics),
-                checkpoint_every_s=wanted.checkpoint_every_s,
-                log=metrics.append,
-                progress=progress.step,
-                storage=storage_dtypes(folder, moving),
-                processes=processes,
-            )
-        )
+    loop = Loop(
+        model=opened.model,
+        moving=moving,
+        gradient=MeanGradient(
+            TokenLoss(opened.body), "data", list(moving.values()), opened.autocast, "loss", processes
+        ),
+        parts=parts,
+        steps=steps,
+        optimizer=wanted.optimizer_settings,
+        rate=request.rate,
+        probe=MeanLoss(TokenLoss(opened.body), "data", processes=processes),
+        checkpoints=StageCheckpoints(stage, metrics),
+        checkpoint_every_s=wanted.checkpoint_every_s,
+        log=metrics.append,
+        progress=progress.step,
+        storage=storage_dtypes(folder, moving),
+        processes=processes,
+    )
+    result, basis = run_through(
+        loop,
+        wanted.low_bit,
+        request.rotation,
+        began,
+        sample=lambda: sampled(opened, encoded, seed=wanted.seed),
+        stage=stage,
+        progress=progress,
+    )
+    turn_start(opened, request.rotation, began, basis, stage)
     leave(opened, wanted.low_bit, request.rotation, basis)
     stage.note("steps", result.steps)
     stage.note("records", len(records))

@@ -16,9 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+
 from letheon.data.batches import Batch
 from letheon.errors import BadInput, require
-from letheon.lowbit.architectures import BlockLayout
+from letheon.lowbit.architectures import BlockLayout, model_layout
 from letheon.lowbit.online import OnlineRotations
 from letheon.lowbit.rotating import (
     SITES,
@@ -26,10 +28,10 @@ from letheon.lowbit.rotating import (
     check_rotatable,
     fold_norms,
     mark_rotated,
-    rotate_down,
     rotate_residual,
-    rotate_values,
     site_rotation,
+    turn_site,
+    turned_parameters,
     widths,
 )
 from letheon.lowbit.site_errors import Candidates, SiteChoice, SiteError, SiteGrids, site_errors
@@ -71,6 +73,10 @@ class AdaptiveRotation:
     """Of the signs, at least 0."""
     block_diagonal: bool = False
     """Where no Hadamard matrix of a width is known, rotate in blocks of the largest power of two that divides it."""
+    refresh_every: int | None = None
+    """While a model is trained through low bits: choose anew after so many steps, > 0, with the weights as they are
+    then; what is rotated otherwise is written in its new basis, so that the function stays. null: once, before the
+    first step, as the paper's released code does."""
 
     needs: ClassVar[tuple[str, ...]] = ("calibration",)
 
@@ -85,6 +91,10 @@ class AdaptiveRotation:
                 bits in (None, 2, 3, 4, 5, 6, 7, 8, 16),
                 f"rotation adaptive: {name} {bits} does not exist. Use 2 to 8, or 16 to let these errors not count",
             )
+        require(
+            self.refresh_every is None or self.refresh_every > 0,
+            f"rotation adaptive: refresh_every must be > 0 steps, got {self.refresh_every}; null to choose once",
+        )
         require(self.seed >= 0, f"a rotation's seed of {self.seed} is not usable. Use 0 or more")
         require(
             0 <= self.least_gain < 1,
@@ -114,26 +124,45 @@ class AdaptiveRotation:
         if self.residual:
             is_untied = fold_norms(model, layout)
             rotate_residual(model, layout, site_rotation("residual", sizes["residual"], seed=self.seed))
-        candidates = {site: self._candidates(site, sizes[site]) for site in _CHOSEN if site in self.sites}
-        grids = SiteGrids(
-            weights=Grid(bits=self.bits or _BITS),
-            inputs=TokenGrid(bits=self.input_bits or _BITS),
-            cache=TokenGrid(bits=self.cache_bits or _BITS),
-        )
-        errors = site_errors(model, layout.blocks, candidates, calibration, grids=grids)
-        choices = tuple(
-            SiteChoice(
-                block=block.index,
-                site=site,
-                errors=errors[block.index, site],
-                chosen=self.choose(errors[block.index, site]),
-            )
-            for block in layout.blocks
-            for site in candidates
-        )
+        candidates = self._all_candidates(sizes)
+        choices = self._choose_all(model, layout.blocks, candidates, calibration)
         online = _apply(model, layout.blocks, candidates, choices)
         mark_rotated(model, describe(self), online)
         return Rotated(online=online, is_untied=is_untied, choices=choices)
+
+    def rotate_again(self, model: Any, before: Sequence[SiteChoice], calibration: Sequence[Batch]) -> Rotated:
+        """Choose anew for a model that was rotated by these choices, and write its weights in the new basis, in place.
+
+        A site whose choice stays is not touched, to the bit.
+
+        Raises:
+            BadInput: no calibration text, or inputs that are NaN or infinite.
+        """
+        layout = model_layout(model)
+        candidates = self._all_candidates(widths(model, layout))
+        names = {name for block in layout.blocks for name in turned_parameters(model, block)}
+        kept = {name: model.get_parameter(name).detach().clone() for name in names}
+        for choice in before:
+            turn_site(
+                model, layout.blocks[choice.block], choice.site, candidates[choice.site][choice.chosen], back=True
+            )
+        choices = self._choose_all(model, layout.blocks, candidates, calibration)
+        online = _apply(model, layout.blocks, candidates, choices)
+        same = {(one.block, one.site) for one in before} - {(one.block, one.site) for one in changed(before, choices)}
+        with torch.no_grad():
+            for index, site in same:
+                for name in turned_parameters(model, layout.blocks[index], site):
+                    model.get_parameter(name).copy_(kept[name])
+        mark_rotated(model, describe(self), online)
+        return Rotated(online=online, is_untied=False, choices=choices)
+
+    def online_of(self, model: Any, choices: Sequence[SiteChoice]) -> OnlineRotations:
+        """What these choices leave in the forward pass; weights are not looked at."""
+        return _online(self._all_candidates(widths(model, model_layout(model))), choices)
+
+    def rotation_of(self, model: Any, site: str, name: str) -> Hadamard | None:
+        """The rotation that a candidate's name stands for at a site."""
+        return self._all_candidates(widths(model, model_layout(model)))[site][name]
 
     def choose(self, errors: Mapping[str, SiteError]) -> str:
         """The candidate with the smallest E, or identity where that gains too little."""
@@ -141,23 +170,58 @@ class AdaptiveRotation:
         is_worth_it = errors[best].total < (1 - self.least_gain) * errors["identity"].total
         return best if is_worth_it else "identity"
 
+    def _all_candidates(self, sizes: Mapping[str, int]) -> dict[str, Candidates]:
+        return {site: self._candidates(site, sizes[site]) for site in _CHOSEN if site in self.sites}
+
     def _candidates(self, site: str, size: int) -> Candidates:
         found: dict[str, Hadamard | None] = {"identity": None, "hadamard": site_rotation(site, size, seed=self.seed)}
         return {**found, "plain": Hadamard(size=size)} if self.plain else found
+
+    def _choose_all(
+        self,
+        model: Any,
+        blocks: Sequence[BlockLayout],
+        candidates: Mapping[str, Candidates],
+        calibration: Sequence[Batch],
+    ) -> tuple[SiteChoice, ...]:
+        """For a model of which no such site is rotated."""
+        grids = SiteGrids(
+            weights=Grid(bits=self.bits or _BITS),
+            inputs=TokenGrid(bits=self.input_bits or _BITS),
+            cache=TokenGrid(bits=self.cache_bits or _BITS),
+        )
+        errors = site_errors(model, blocks, candidates, calibration, grids=grids)
+        return tuple(
+            SiteChoice(
+                block=block.index,
+                site=site,
+                errors=errors[block.index, site],
+                chosen=self.choose(errors[block.index, site]),
+            )
+            for block in blocks
+            for site in candidates
+        )
+
+
+def changed(before: Sequence[SiteChoice], after: Sequence[SiteChoice]) -> tuple[SiteChoice, ...]:
+    """The choices that are not what they were before."""
+    was = {(one.block, one.site): one.chosen for one in before}
+    return tuple(one for one in after if one.chosen != was[one.block, one.site])
 
 
 def _apply(
     model: Any, blocks: Sequence[BlockLayout], candidates: Mapping[str, Candidates], choices: Sequence[SiteChoice]
 ) -> OnlineRotations:
     """Merge what is chosen; what has to stay in the forward pass is returned."""
-    chosen = {(choice.block, choice.site): candidates[choice.site][choice.chosen] for choice in choices}
-    keys, down = {}, {}
-    for block in blocks:
-        if (rotation := chosen.get((block.index, "values"))) is not None:
-            rotate_values(model, block, rotation)
-        if (rotation := chosen.get((block.index, "keys"))) is not None:
-            keys[block.index] = rotation
-        if (rotation := chosen.get((block.index, "down"))) is not None:
-            rotate_down(model, block, rotation)
-            down[block.index] = rotation
-    return OnlineRotations(keys=keys, down=down)
+    for choice in choices:
+        turn_site(model, blocks[choice.block], choice.site, candidates[choice.site][choice.chosen])
+    return _online(candidates, choices)
+
+
+def _online(candidates: Mapping[str, Candidates], choices: Sequence[SiteChoice]) -> OnlineRotations:
+    found = {(one.block, one.site): candidates[one.site][one.chosen] for one in choices}
+    chosen = {place: rotation for place, rotation in found.items() if rotation is not None}
+    return OnlineRotations(
+        keys={block: rotation for (block, site), rotation in chosen.items() if site == "keys"},
+        down={block: rotation for (block, site), rotation in chosen.items() if site == "down"},
+    )

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -164,8 +164,8 @@ def _compiled() -> Callable[..., None] | None:
     except ImportError:
         return None
     # Threads are ours (nogil), so that torch's setting counts. While testing, checks of types are wrapped around it.
-    loop, how = inspect.unwrap(_round_rows), {"nogil": True, "error_model": "numpy"}
     made: Callable[..., None]
+    loop, how = inspect.unwrap(_round_rows), dict[str, Any](nogil=True, error_model="numpy")
     try:
         made = numba.njit(cache=True, **how)(loop)
     except RuntimeError:  # no folder can be written to: it is compiled anew in every process, in a second
