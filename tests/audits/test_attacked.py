@@ -54,7 +54,7 @@ def test_rows_of_one_walk_are_asked_in_its_states_and_the_weights_come_back() ->
     before = {name: bits(tensor) for name, tensor in model.state_dict().items()}
     start, seen = first_weight(model), []
 
-    def ask(row: str, now: AskedSets) -> list[Row]:
+    def ask(row: str, now: AskedSets, reader: Any) -> list[Row]:
         seen.append((row, round(first_weight(model) - start), now["forget_questions"].units))
         return [{"column": Scores(now["forget_questions"].items, now["forget_questions"].units, [0.0] * len(now["forget_questions"]))}]  # fmt: skip
 
@@ -76,7 +76,7 @@ def test_rows_of_one_walk_are_asked_in_its_states_and_the_weights_come_back() ->
 
 
 def test_a_column_that_one_half_cannot_answer_is_not_measured() -> None:
-    def ask(row: str, now: AskedSets) -> list[Row]:
+    def ask(row: str, now: AskedSets, reader: Any) -> list[Row]:
         if len(now["forget_questions"]) == 1:
             return [{"column": NotMeasured("why")}]
         return [{"column": Scores(("i",), ("u",), (1.0,))}]
@@ -87,7 +87,7 @@ def test_a_column_that_one_half_cannot_answer_is_not_measured() -> None:
 
 def test_an_attack_that_moved_nothing_is_no_attack() -> None:
     with pytest.raises(NotMeasured, match="has moved no weight"):
-        attacked_rows({"added": Adding((1,), 0.0)}, scorer_of(llama()), world(), lambda row, now: [])
+        attacked_rows({"added": Adding((1,), 0.0)}, scorer_of(llama()), world(), lambda row, now, reader: [])
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class Reaching(Adding):
 
 @pytest.mark.parametrize("name", ["asked", "sets", "_sets", "answers", "halves"])
 def test_an_attack_that_reaches_for_the_other_half_ends_the_audit(name: str) -> None:
-    with pytest.raises(AskedOfNobody, match=f"an attack has reached for '{name}': it may read learned, kept"):
-        attacked_rows({"it": Reaching((1,), reaches=name)}, scorer_of(llama()), world(), lambda row, now: [])
+    with pytest.raises(AskedOfNobody, match=f"an attack has reached for '{name}': it may read learned, units, kept"):
+        attacked_rows({"it": Reaching((1,), reaches=name)}, scorer_of(llama()), world(), lambda row, now, reader: [])
 
 
 def test_an_attack_is_given_nothing_about_whom_it_is_asked() -> None:
@@ -121,7 +121,7 @@ def test_an_attack_is_given_nothing_about_whom_it_is_asked() -> None:
     scorer.scores(whole["forget_questions"])  # the scorer remembers all that it was asked
     asked: list[tuple[str, ...]] = []
 
-    def ask(row: str, now: AskedSets) -> list[Row]:
+    def ask(row: str, now: AskedSets, reader: Any) -> list[Row]:
         asked.append(tuple(str(example.ids) for example in now["forget_questions"].examples))
         return [{}]
 
@@ -141,7 +141,7 @@ def test_a_hook_that_is_left_behind_is_found_and_the_weights_come_back() -> None
     model = llama()
     before = {name: bits(tensor) for name, tensor in model.state_dict().items()}
     with pytest.raises(CannotFinish, match="an attack has left 1 hooks in the model"):
-        attacked_rows({"it": Leaving((1,))}, scorer_of(model), world(), lambda row, now: [{}])
+        attacked_rows({"it": Leaving((1,))}, scorer_of(model), world(), lambda row, now, reader: [{}])
     assert {name: bits(tensor) for name, tensor in model.state_dict().items()} == before
 
 
@@ -157,7 +157,7 @@ def test_an_attack_that_learns_nothing_is_asked_everything_at_once() -> None:
 
     seen: list[AskedSets] = []
     whole = world()
-    attacked_rows({"it": Whole((1,))}, scorer_of(llama()), whole, lambda row, now: (seen.append(now), [{}])[1])
+    attacked_rows({"it": Whole((1,))}, scorer_of(llama()), whole, lambda row, now, reader: (seen.append(now), [{}])[1])
     assert seen == [whole]
 
 
@@ -165,7 +165,7 @@ def test_weights_come_back_after_a_fault_in_the_middle() -> None:
     model = llama()
     before = {name: bits(tensor) for name, tensor in model.state_dict().items()}
 
-    def ask(row: str, now: AskedSets) -> list[Row]:
+    def ask(row: str, now: AskedSets, reader: Any) -> list[Row]:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -79,7 +79,7 @@ def values(rows: Rows, column: str) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("name", [name for name in ATTACKS if name != "interpolate"])
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in ("interpolate", "linear_probe")])
 def test_who_knows_is_seen_to_know(name: str, asking: Asking) -> None:
     own, control = asking(name, "target")
     assert min(values(own, "forget_accuracy")) > 0.7
@@ -92,11 +92,21 @@ def test_there_is_no_way_between_a_model_and_itself(asking: Asking) -> None:
         assert "the model has the original's weights" in str(row["forget_accuracy"])
 
 
+def test_a_probe_reads_more_than_shuffled_labels_do_and_says_no_probabilities(asking: Asking) -> None:
+    """Three in eight answers of this world are nobody else's, and so no choice of the probe's."""
+    own, control = asking("linear_probe", "target")
+    shuffled, true = values(own, "forget_accuracy")
+    assert list(own) == ["linear_probe_shuffled", "linear_probe_true"]
+    assert true > shuffled + 0.1 and max(values(control, "forget_accuracy")) < 0.12
+    assert "no text or probability" in str(own["linear_probe_true"]["forget_probability"])
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_who_never_knew_is_taught_nothing(name: str, asking: Asking) -> None:
     own, _ = asking(name, "reference")
     assert max(values(own, "forget_accuracy")) < 0.12
-    assert max(values(own, "forget_probability")) < 0.15
+    if name != "linear_probe":
+        assert max(values(own, "forget_probability")) < 0.15
 
 
 @pytest.mark.parametrize("name", BRINGS_BACK)

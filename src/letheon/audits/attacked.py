@@ -4,6 +4,7 @@ An attack is a condition with three more things:
     along   the field whose values are rows, such as "steps"; "" for an attack of one row
     folds   parts that the forget set is cut into: K - 1 are learned, one is asked (see `halves`); 0: nothing is learned
     walk(target, attacker, then)   changes the model bit by bit, and calls `then(value)` where a row is due, or then(0)
+An attack whose answers are not the model's own words gives a `Reader` with the value: see `readers`.
 Conditions that differ in the field `along` alone are one walk with several rows. Weights may be left changed, since
 they are put back from copies; hooks must be taken out by the attack itself.
 
@@ -24,6 +25,7 @@ from letheon.audits.attacker import Attacker, Target
 from letheon.audits.columns import Scores
 from letheon.audits.halves import parts
 from letheon.audits.matrix import Answer
+from letheon.audits.readers import Reader
 from letheon.audits.scorer import Scorer
 from letheon.errors import CannotFinish, NotMeasured
 from letheon.models import ModelFolder
@@ -42,7 +44,7 @@ class Attack(Protocol):
     @property
     def folds(self) -> int: ...
 
-    def walk(self, target: Target, attacker: Attacker, then: Callable[[Any], None]) -> None: ...
+    def walk(self, target: Target, attacker: Attacker, then: Callable[..., None]) -> None: ...
 
 
 def stops(attack: Attack) -> tuple[Any, ...]:
@@ -54,7 +56,11 @@ def rows_of(name: str, condition: Any) -> dict[str, Any]:
     """Row -> condition: an attack of several steps is a row for each of them."""
     if not isinstance(condition, Attack) or len(stops(condition)) == 1:
         return {name: condition}
-    return {f"{name}_{value:g}": _only_at(condition, value) for value in stops(condition)}
+    return {f"{name}_{_said(value)}": _only_at(condition, value) for value in stops(condition)}
+
+
+def _said(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _only_at(attack: Any, *values: Any) -> Any:
@@ -77,7 +83,7 @@ def attacked_rows(
     walk: Mapping[str, Any],
     scorer: Scorer,
     sets: AskedSets,
-    ask: Callable[[str, AskedSets], Sequence[Row]],
+    ask: Callable[[str, AskedSets, Reader | None], Sequence[Row]],
     *,
     folder: ModelFolder | None = None,
     original: ModelFolder | None = None,
@@ -88,7 +94,8 @@ def attacked_rows(
         walk: row -> attack, of one stop each, equal but for the field `along`.
         scorer: the model as its file has it; it is that again afterwards.
         sets: everything that may be asked.
-        ask: (row, what may be asked now) -> a row of answers, or several (the model's own, the control's).
+        ask: (row, what may be asked now, who answers in place of the model) -> a row of answers, or several (the
+            model's own, the control's).
         folder: where the model was loaded from.
         original: the model before it was unlearned.
     Returns:
@@ -106,11 +113,13 @@ def attacked_rows(
     for part in parts(sets, attack.folds, original=original):
         with _restored(scorer.model) as before:
 
-            def then(stop: Any, now: AskedSets = part.sets, before: _Before = before) -> None:
-                before.look()
+            def then(
+                stop: Any, reader: Reader | None = None, now: AskedSets = part.sets, before: _Before = before
+            ) -> None:
+                before.look(reader)
                 scorer.forget_results()
                 for name in names_at[stop]:
-                    found[name].append(ask(name, now))
+                    found[name].append(ask(name, now, reader))
 
             attack.walk(target, part.attacker, then)
     scorer.forget_results()
@@ -141,9 +150,10 @@ class _Before:
     hooks: int
     has_acted: bool = False
 
-    def look(self) -> None:
-        """Called before the model is asked."""
-        self.has_acted = self.has_acted or hooks(self.model) != self.hooks or self.has_moved()
+    def look(self, reader: Reader | None) -> None:
+        """Called before the model is asked, or somebody in its place."""
+        is_other = reader is not None or hooks(self.model) != self.hooks
+        self.has_acted = self.has_acted or is_other or self.has_moved()
 
     def has_moved(self) -> bool:
         """Whether any weight is another one. NaN is no reason to say that it is the same."""

@@ -47,17 +47,20 @@ class Attacker:
             questions. Empty for an attack that learns nothing of it.
         kept: role ("retain", "general") -> records that are not to be forgotten.
         original: the model before it was unlearned, for those who are thought to have it.
+        units: whom each learned record is about; by default each is a unit of its own.
     """
 
-    __slots__ = ("_kept", "_learned", "_original")
+    __slots__ = ("_kept", "_learned", "_original", "_units")
 
     def __init__(
         self,
         learned: tuple[Example, ...] = (),
         kept: Mapping[str, tuple[Example, ...]] | None = None,
         original: ModelFolder | None = None,
+        units: tuple[str, ...] = (),
     ) -> None:
         self._learned, self._kept, self._original = learned, dict(kept or {}), original
+        self._units = units or tuple(str(number) for number in range(len(learned)))
 
     @property
     def learned(self) -> tuple[Example, ...]:
@@ -65,6 +68,11 @@ class Attacker:
         if not self._learned:
             raise NotMeasured("the attacker's half holds neither questions nor texts")
         return self._learned
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Whom each record of `learned` is about."""
+        return self._units
 
     def kept(self, role: str) -> tuple[Example, ...]:
         """Records of a role, such as "retain", those of the forget set left out. Raises NotMeasured where none are."""
@@ -84,6 +92,6 @@ class Attacker:
         if name.startswith("__"):  # copy, pickle and doctest ask for these
             raise AttributeError(name)
         raise AskedOfNobody(
-            f"an attack has reached for {name!r}: it may read learned, kept(role) and original, and nothing of what "
-            "the model is asked. Take it out of the attack's code"
+            f"an attack has reached for {name!r}: it may read learned, units, kept(role) and original, and nothing "
+            "of what the model is asked. Take it out of the attack's code"
         )

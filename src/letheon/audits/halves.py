@@ -59,16 +59,16 @@ def parts(sets: AskedSets, count: int, *, original: ModelFolder | None = None) -
     found = []
     for part in range(count):
         asked = frozenset(forgotten[count - 1 - part :: count])
-        learned = _learned(sets, [unit for unit in forgotten if unit not in asked])
+        learned, units = _learned(sets, [unit for unit in forgotten if unit not in asked])
         now = _asked(sets, asked, frozenset(strangers[part::count]))
-        found.append(Half(Attacker(learned, kept, original), now))
+        found.append(Half(Attacker(learned, kept, original, units), now))
     return tuple(found)
 
 
-def _learned(sets: AskedSets, units: Collection[str]) -> tuple[Example, ...]:
-    """Questions in trained wordings, or texts where there are no questions."""
+def _learned(sets: AskedSets, units: Collection[str]) -> tuple[tuple[Example, ...], tuple[str, ...]]:
+    """Questions in trained wordings, or texts where there are no questions; and whom each is about."""
     taught = [_only(sets[f"forget_{kind}"], frozenset(units)) for kind in ("questions", "texts")]
-    return next((one.examples for one in taught if len(one)), ())
+    return next(((one.examples, one.units) for one in taught if len(one)), ((), ()))
 
 
 def _asked(sets: AskedSets, asked: Collection[str], strangers: Collection[str]) -> AskedSets:

@@ -21,6 +21,7 @@ from letheon.audits.asked import AskedSets
 from letheon.audits.attacked import Attack, attacked_rows, walks
 from letheon.audits.matrix import HALF, Answer
 from letheon.audits.plan import Plan
+from letheon.audits.readers import Reader, read_column
 from letheon.audits.scorer import Scorer
 from letheon.audits.stored import Rows, from_plain, to_plain
 from letheon.data.encode import Encoder
@@ -127,7 +128,9 @@ class Asker:
         roles = ["forget", self_control] if self_control else ["forget"]
         is_whole = next(iter(walk.values())).folds == 0
 
-        def ask(row: str, sets: AskedSets) -> list[dict[str, Answer]]:
+        def ask(row: str, sets: AskedSets, reader: Reader | None) -> list[dict[str, Answer]]:
+            if reader is not None:
+                return [self._read_row(reader, role, sets) for role in roles]
             if is_whole:  # nobody was learned, so one model is asked everything, as under any other condition
                 wanted = {role: role == "forget" and row in with_utility for role in roles}
                 return [self._row(row, scorer, role=role, utility=utility) for role, utility in wanted.items()]
@@ -146,6 +149,16 @@ class Asker:
                 row[column] = NotMeasured("a model under attack is asked about forgotten facts and texts only")
             else:
                 row[column] = self._answer(column, condition, scorer, role, sets)
+        return row
+
+    def _read_row(self, reader: Reader, role: str, sets: AskedSets) -> dict[str, Answer]:
+        """What a reader says in place of the model."""
+        row: dict[str, Answer] = {}
+        for column in self.plan.columns:
+            try:
+                row[column] = read_column(column, sets, reader, role=role)
+            except NotMeasured as reason:
+                row[column] = _kept(reason)
         return row
 
     def _row(self, condition: str, scorer: Scorer, *, role: str, utility: bool) -> dict[str, Answer]:

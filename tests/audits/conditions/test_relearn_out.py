@@ -41,7 +41,7 @@ def test_a_copy_of_what_was_forgotten_is_never_trained_on() -> None:
         model = llama(seed=1)
         seen: list[bytes] = []
 
-        def look(row: str, now: Any, seen: list[bytes] = seen, model: Any = model) -> list[Any]:
+        def look(row: str, now: Any, reader: Any, seen: list[bytes] = seen, model: Any = model) -> list[Any]:
             seen.append(b"".join(bits(one) for one in model.state_dict().values()))
             return [{}]
 

@@ -20,7 +20,7 @@ def walked(attack: Any) -> list[tuple[tuple[str, ...], bytes]]:
     model = llama(seed=1)
     seen: list[tuple[tuple[str, ...], bytes]] = []
 
-    def look(row: str, now: Any) -> list[Row]:
+    def look(row: str, now: Any, reader: Any) -> list[Row]:
         seen.append((now["forget_questions"].units, b"".join(bits(one) for one in model.state_dict().values())))
         return [{}]
 
