@@ -75,3 +75,18 @@ def forgotten(mini: Mini, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copied(forgotten: Path, tmp_path: Path) -> Path:
     """A run of one's own."""
     return Path(shutil.copytree(forgotten, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def hidden(mini: Mini, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shallow forgetting: pushed until the facts are not said any more, and no further."""
+    made = forget(
+        mini.target,
+        forget_data=mini.files["forget"],
+        retain_data=mini.files["retain"],
+        learning_rate=2e-4,
+        steps=80,
+        out=tmp_path_factory.mktemp("hidden") / "run",
+        progress=QUIET,
+    )
+    return made.folder

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 
 from letheon.audits.asked import Asked, AskedSets
+from letheon.audits.attacker import Target
 from letheon.audits.columns import Column, Scores
 from letheon.audits.protocol import Generated, Protocol, RequiredCells, RequiredUtility
 from letheon.audits.scorer import Scorer
 from letheon.data.encode import Encoder, Example
+from letheon.models import ModelFolder
 from letheon.training.losses import Body
 from letheon.training.scoring import ExampleScores
 from tests.toys import encoder, llama
@@ -103,6 +105,11 @@ def sets(*given: Asked) -> AskedSets:
 
 def scorer_of(model: Any, window: int = 128, coder: Encoder | None = None) -> Scorer:
     return Scorer(model, Body(model), coder or encoder(window), "cpu")
+
+
+def target_of(model: Any, coder: Encoder | None = None, *, folder: ModelFolder | None = None) -> Target:
+    """What an attack is given of a model."""
+    return Target(model, Body(model), coder or encoder(), "cpu", folder)
 
 
 def uniform_model() -> Any:

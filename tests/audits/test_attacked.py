@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from letheon.audits.asked import AskedSets
 from letheon.audits.attacked import Row, attacked_rows, rows_of, walks
+from letheon.audits.attacker import AskedOfNobody, Attacker, Target
 from letheon.audits.columns import Scores
 from letheon.audits.conditions.as_is import AsIs
 from letheon.audits.conditions.relearn import Relearn
-from letheon.audits.scorer import Scorer
-from letheon.data.encode import Example
-from letheon.errors import NotMeasured
+from letheon.errors import CannotFinish, NotMeasured
 from tests.audits.fakes import questions, scorer_of, sets
 from tests.toys import bits, llama
 
@@ -34,10 +33,13 @@ class Adding:
     steps: tuple[int, ...]
     amount: float = 1.0
 
-    def walk(self, scorer: Scorer, learned: Sequence[Example], then: Callable[[int], None]) -> None:
+    along: ClassVar[str] = "steps"
+    folds: ClassVar[int] = 2
+
+    def walk(self, target: Target, attacker: Attacker, then: Callable[[int], None]) -> None:
         for step in range(1, max(self.steps) + 1):
             with torch.no_grad():
-                for parameter in scorer.model.parameters():
+                for parameter in target.model.parameters():
                     parameter += self.amount
             if step in self.steps:
                 then(step)
@@ -52,7 +54,7 @@ def test_rows_of_one_walk_are_asked_in_its_states_and_the_weights_come_back() ->
     before = {name: bits(tensor) for name, tensor in model.state_dict().items()}
     start, seen = first_weight(model), []
 
-    def ask(row: str, now: AskedSets) -> list[Row]:
+    def ask(row: str, now: AskedSets, reader: Any) -> list[Row]:
         seen.append((row, round(first_weight(model) - start), now["forget_questions"].units))
         return [{"column": Scores(now["forget_questions"].items, now["forget_questions"].units, [0.0] * len(now["forget_questions"]))}]  # fmt: skip
 
@@ -74,7 +76,7 @@ def test_rows_of_one_walk_are_asked_in_its_states_and_the_weights_come_back() ->
 
 
 def test_a_column_that_one_half_cannot_answer_is_not_measured() -> None:
-    def ask(row: str, now: AskedSets) -> list[Row]:
+    def ask(row: str, now: AskedSets, reader: Any) -> list[Row]:
         if len(now["forget_questions"]) == 1:
             return [{"column": NotMeasured("why")}]
         return [{"column": Scores(("i",), ("u",), (1.0,))}]
@@ -85,14 +87,85 @@ def test_a_column_that_one_half_cannot_answer_is_not_measured() -> None:
 
 def test_an_attack_that_moved_nothing_is_no_attack() -> None:
     with pytest.raises(NotMeasured, match="has moved no weight"):
-        attacked_rows({"added": Adding((1,), 0.0)}, scorer_of(llama()), world(), lambda row, now: [])
+        attacked_rows({"added": Adding((1,), 0.0)}, scorer_of(llama()), world(), lambda row, now, reader: [])
+
+
+@dataclass(frozen=True)
+class Reaching(Adding):
+    """Reads what it may not."""
+
+    reaches: str = "asked"
+
+    def walk(self, target: Target, attacker: Attacker, then: Callable[[int], None]) -> None:
+        getattr(attacker, self.reaches)
+
+
+@pytest.mark.parametrize("name", ["asked", "sets", "_sets", "answers", "halves"])
+def test_an_attack_that_reaches_for_the_other_half_ends_the_audit(name: str) -> None:
+    with pytest.raises(AskedOfNobody, match=f"an attack has reached for '{name}': it may read learned, units, kept"):
+        attacked_rows({"it": Reaching((1,), reaches=name)}, scorer_of(llama()), world(), lambda row, now, reader: [])
+
+
+def test_an_attack_is_given_nothing_about_whom_it_is_asked() -> None:
+    """Everything that hangs on the two objects, to any depth, but for the model's own parts."""
+    seen: list[str] = []
+
+    @dataclass(frozen=True)
+    class Looking(Adding):
+        def walk(self, target: Target, attacker: Attacker, then: Callable[[int], None]) -> None:
+            held = [getattr(attacker, name) for name in Attacker.__slots__]
+            seen.append(repr(held) + repr({name: value for name, value in vars(target).items() if name != "model"}))
+            super().walk(target, attacker, then)
+
+    scorer, whole = scorer_of(llama()), world()
+    scorer.scores(whole["forget_questions"])  # the scorer remembers all that it was asked
+    asked: list[tuple[str, ...]] = []
+
+    def ask(row: str, now: AskedSets, reader: Any) -> list[Row]:
+        asked.append(tuple(str(example.ids) for example in now["forget_questions"].examples))
+        return [{}]
+
+    attacked_rows({"it": Looking((1,))}, scorer, whole, ask)
+    assert len(seen) == len(asked) == 2
+    for given, tokens in zip(seen, asked, strict=True):
+        assert tokens and not [ids for ids in tokens if ids in given]
+
+
+def test_a_hook_that_is_left_behind_is_found_and_the_weights_come_back() -> None:
+    @dataclass(frozen=True)
+    class Leaving(Adding):
+        def walk(self, target: Target, attacker: Attacker, then: Callable[[int], None]) -> None:
+            target.model.register_forward_hook(lambda *given: None)
+            super().walk(target, attacker, then)
+
+    model = llama()
+    before = {name: bits(tensor) for name, tensor in model.state_dict().items()}
+    with pytest.raises(CannotFinish, match="an attack has left 1 hooks in the model"):
+        attacked_rows({"it": Leaving((1,))}, scorer_of(model), world(), lambda row, now, reader: [{}])
+    assert {name: bits(tensor) for name, tensor in model.state_dict().items()} == before
+
+
+def test_an_attack_that_learns_nothing_is_asked_everything_at_once() -> None:
+    @dataclass(frozen=True)
+    class Whole(Adding):
+        folds: ClassVar[int] = 0
+
+        def walk(self, target: Target, attacker: Attacker, then: Callable[[int], None]) -> None:
+            with pytest.raises(NotMeasured, match="neither questions nor texts"):
+                _ = attacker.learned
+            super().walk(target, attacker, then)
+
+    seen: list[AskedSets] = []
+    whole = world()
+    attacked_rows({"it": Whole((1,))}, scorer_of(llama()), whole, lambda row, now, reader: (seen.append(now), [{}])[1])
+    assert seen == [whole]
 
 
 def test_weights_come_back_after_a_fault_in_the_middle() -> None:
     model = llama()
     before = {name: bits(tensor) for name, tensor in model.state_dict().items()}
 
-    def ask(row: str, now: AskedSets) -> list[Row]:
+    def ask(row: str, now: AskedSets, reader: Any) -> list[Row]:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from letheon.audits.asked import AskedSets
-from letheon.audits.halves import halves
+from letheon.audits.halves import halves, parts
 from letheon.errors import NotMeasured
 from tests.audits.fakes import asked, questions, sets
 
@@ -32,7 +32,7 @@ def test_nobody_who_was_learned_is_asked() -> None:
         )
     }  # fmt: skip
     for half in halves(whole):
-        learned = {learned_of[example.ids] for example in half.learned}
+        learned = {learned_of[example.ids] for example in half.attacker.learned}
         for name in ("forget_questions", "forget_held_out", "lookalike_questions"):
             assert learned.isdisjoint(half.sets[name].units), name
             assert learned.union(half.sets[name].units) == set(PEOPLE), "an attacker learns all that is not asked"
@@ -59,12 +59,40 @@ def test_texts_are_learned_where_there_are_no_questions() -> None:
     examples = world()["forget_questions"].examples
     texts = sets(asked("forget_texts", examples, [unit for unit in PEOPLE for _ in range(2)]))
     first, second = halves(texts)
-    assert len(first.learned) == 6 and len(second.learned) == 4
+    assert len(first.attacker.learned) == 6 and len(second.attacker.learned) == 4
     both = AskedSets({**texts.sets, **world("forget_questions").sets})
-    assert set(halves(both)[0].learned) <= set(both["forget_questions"].examples)
+    assert set(halves(both)[0].attacker.learned) <= set(both["forget_questions"].examples)
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_one_person_cannot_be_cut_in_two(count: int) -> None:
     with pytest.raises(NotMeasured, match=f"the forget set has {count}"):
         halves(about("forget_questions", PEOPLE[:count]) if count else AskedSets({}))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_in_more_parts_everybody_is_asked_once_and_the_others_are_learned(count: int) -> None:
+    whole = world()
+    found = parts(whole, count)
+    assert len(found) == count
+    assert sorted(unit for part in found for unit in set(part.sets["forget_questions"].units)) == sorted(PEOPLE)
+    for part in found:
+        asked = set(part.sets["forget_questions"].examples)
+        assert asked and set(part.attacker.learned) == set(whole["forget_questions"].examples) - asked
+    strangers = [item for part in found for item in part.sets["holdout_questions"].items]
+    assert sorted(strangers) == sorted(whole["holdout_questions"].items)
+
+
+def test_more_parts_than_people_are_not_measured() -> None:
+    with pytest.raises(NotMeasured, match=r"needs 5 units to learn from and another to be asked about.* has 5"):
+        parts(world(), 6)
+
+
+def test_records_that_are_to_be_forgotten_are_taken_out_of_what_is_kept() -> None:
+    both = questions("retain_questions", [("person 0 0", "answer"), ("somebody else", "answer")])
+    (only,) = parts(AskedSets({**world("forget_questions").sets, "retain_questions": both}), 0)
+    assert only.attacker.kept("retain") == both.examples[1:]
+    with pytest.raises(NotMeasured, match=r"needs general records \(--general FILE\), and there are none"):
+        only.attacker.kept("general")
+    with pytest.raises(NotMeasured, match=r"needs the original \(--original DIR\)"):
+        _ = only.attacker.original

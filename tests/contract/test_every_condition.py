@@ -1,29 +1,34 @@
 """What every condition promises, run over the folder: it acts while it is applied, and leaves no bit behind.
 
-A condition is applied as a whole (`applied`), or is an attack that takes steps with the help of data (`walk`).
+A condition is applied as a whole (`applied`), or is an attack with the help of what an attacker knows (`walk`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from letheon.audits.asked import Asked, AskedSets
+from letheon.audits.attacked import attacked_rows, hooks, rows_of, stops
+from letheon.audits.attacker import Attacker
 from letheon.audits.protocol import names as protocols
 from letheon.audits.protocol import read_protocol
-from letheon.audits.scorer import Scorer
 from letheon.data.encode import Example
 from letheon.errors import NotMeasured
-from letheon.methods import build, card, load, names
+from letheon.lowbit.matrices import decoder_matrices
+from letheon.methods import build, card, describe, load, names
 from letheon.models import ModelFolder, inspect_model, load_model
-from letheon.training.losses import Body
 from tests.architectures.models import make_model, save_model_folder, saved
+from tests.audits.fakes import asked, scorer_of, sets, target_of
 from tests.contract.register import every_variation
-from tests.toys import bits, encoder
+from tests.toys import bits
 
 IDS = torch.arange(2, 12).unsqueeze(0)
 ARCHITECTURES = ("llama_tied", "gpt2", "gpt_neox")
@@ -33,8 +38,11 @@ def is_attack(spec: dict[str, Any]) -> bool:
     return hasattr(load("condition", spec["name"]), "walk")
 
 
-def given(*, attacks: bool = False, everything: bool = False) -> list[Any]:
+def given(*, attacks: bool = False, everything: bool = False, varied: bool = True) -> list[Any]:
     """Every condition with its settings varied, and those of the protocols; a path is filled with another model."""
+    if not varied:
+        specs = [describe(build("condition", name)) for name in names("condition") if is_attack({"name": name})]
+        return [pytest.param(spec, id=spec["name"]) for spec in specs]
     shipped = [spec for name in protocols() for spec in read_protocol(name).conditions.values()]
     found = [*(param.values[1] for param in every_variation("condition")), *shipped]
     specs = [spec for spec in found if everything or is_attack(spec) == attacks]  # type: ignore[arg-type]
@@ -93,38 +101,127 @@ def test_every_bit_comes_back_after_a_fault_inside(spec: dict[str, Any], tmp_pat
     assert state(model) == before
 
 
-def learned() -> list[Example]:
-    return [Example((*range(start, start + 8), 1), 5) for start in range(2, 9)]
+def world() -> AskedSets:
+    """Twelve people to be forgotten, and others."""
+
+    def some(name: str, start: int, count: int) -> Asked:
+        return asked(name, [Example((*range(first, first + 8), 1), 5) for first in range(start, start + count)])
+
+    return sets(some("forget_questions", 2, 12), some("retain_questions", 40, 20), some("general_questions", 80, 9))
 
 
-def nothing(step: int) -> None:
-    """What an attack may call between its steps."""
+def briefly(spec: dict[str, Any]) -> Any:
+    """The attack, with few steps where it takes any, and at a layer that models of two blocks have."""
+    attack = build("condition", spec)
+    if getattr(attack, "layer", None) is not None:
+        attack = replace(attack, layer=1)
+    if spec["name"] == "quantize_with":
+        return replace(attack, length=16)
+    return replace(attack, steps=(1, 3)) if attack.along == "steps" else attack
+
+
+@cache
+def another(architecture: str) -> ModelFolder:
+    """A model of the same shape: the original, for attackers who have it."""
+    return inspect_model(
+        save_model_folder(make_model(architecture, seed=7), saved(architecture).parent / f"{architecture}-7")
+    )
+
+
+def attacked(
+    attack: Any, model: Any, architecture: str, look: Callable[[str, Any], list[Any]], *, whole: AskedSets | None = None
+) -> None:
+    attacked_rows(
+        rows_of("row", attack),
+        scorer_of(model),
+        whole or world(),
+        lambda row, now, reader: look(row, reader),
+        folder=inspect_model(saved(architecture)),
+        original=another(architecture),
+    )
 
 
 @pytest.mark.parametrize("spec", given(attacks=True))
-def test_an_attack_acts_and_is_the_same_twice(spec: dict[str, Any]) -> None:
-    attack = build("condition", {**spec, "steps": [1, 3]})
-    for architecture in ARCHITECTURES:
-        said: list[list[bytes]] = []
+def test_an_attack_acts_is_the_same_twice_and_leaves_no_bit_behind(spec: dict[str, Any]) -> None:
+    for architecture in ARCHITECTURES if spec == describe(build("condition", spec["name"])) else ("llama_tied",):
+        attack, said = briefly(spec), []
         for _ in range(2):
             model = load_model(saved(architecture))
-            before, seen = logits(model), []
+            before, plain, seen = state(model), logits(model), []
 
-            def then(step: int, seen: list[Any] = seen, model: Any = model) -> None:
-                seen.append((step, logits(model)))
+            def look(row: str, reader: Any, seen: list[Any] = seen, model: Any = model) -> list[Any]:
+                seen.append(logits(model) if reader is None else reader([tuple(IDS[0].tolist())]).scores.tobytes())
+                return [{}]
 
-            attack.walk(Scorer(model, Body(model), encoder(), "cpu"), learned(), then)
-            assert [step for step, _ in seen] == [1, 3]
-            assert len({before, *(found for _, found in seen)}) == 3, "the model is another at every look"
-            said.append([found for _, found in seen])
+            attacked(attack, model, architecture, look)
+            ways = max(attack.folds, 1)
+            assert len(seen) == ways * len(stops(attack))
+            assert plain not in seen, "the model is another at every look"
+            for way in range(ways):
+                of_way = seen[way * len(stops(attack)) :][: len(stops(attack))]
+                assert len(set(of_way)) == len(of_way)
+            assert state(model) == before and logits(model) == plain and not hooks(model)
+            assert not any(one.requires_grad or one.grad is not None for one in model.parameters())
+            said.append(seen)
         assert said[0] == said[1]
 
 
-@pytest.mark.parametrize("spec", given(attacks=True))
+@pytest.mark.parametrize("spec", given(attacks=True, varied=False))
+def test_an_attack_leaves_no_bit_behind_after_a_fault(spec: dict[str, Any]) -> None:
+    model = load_model(saved("llama_tied"))
+    before, plain = state(model), logits(model)
+
+    def look(row: str, reader: Any) -> list[Any]:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        attacked(briefly(spec), model, "llama_tied", look)
+    assert state(model) == before and logits(model) == plain and not hooks(model)
+
+
+@pytest.mark.parametrize("spec", given(attacks=True, varied=False))
+def test_a_model_of_nan_is_not_measured_and_no_bit_is_left_behind(spec: dict[str, Any]) -> None:
+    model, whole = load_model(saved("llama_tied")), world()
+    with torch.no_grad():
+        decoder_matrices(model)["model.layers.0.mlp.down_proj"].weight[0, 0] = float("nan")
+    before = state(model)
+    scorer = scorer_of(model)
+
+    def look(row: str, reader: Any) -> list[Any]:
+        scorer.scores(whole["forget_questions"])
+        return [{}]
+
+    with pytest.raises(NotMeasured, match=r"not finite|could not go on|NaN"):
+        attacked_rows(
+            rows_of("row", briefly(spec)),
+            scorer,
+            whole,
+            lambda row, now, reader: look(row, reader),
+            folder=inspect_model(saved("llama_tied")),
+            original=inspect_model(saved("llama_tied")),
+        )
+    assert state(model) == before and not hooks(model)
+
+
+@pytest.mark.parametrize("spec", given(attacks=True, varied=False))
 def test_an_attack_without_data_is_not_measured(spec: dict[str, Any]) -> None:
     model = load_model(saved("llama_tied"))
-    with pytest.raises(NotMeasured, match="neither questions nor texts"):
-        build("condition", spec).walk(Scorer(model, Body(model), encoder(), "cpu"), [], nothing)
+    said = r"neither questions nor texts|needs (retain|general) records|needs the original"
+    with pytest.raises(NotMeasured, match=said):
+        briefly(spec).walk(target_of(model), Attacker(), lambda stop: None)
+    assert not hooks(model)
+
+
+@pytest.mark.parametrize("spec", given(attacks=True, varied=False))
+def test_one_person_is_not_enough_to_learn_and_to_ask(spec: dict[str, Any]) -> None:
+    attack, model = briefly(spec), load_model(saved("llama_tied"))
+    one = asked("forget_questions", [Example((*range(2, 10), 1), 5)])
+    whole = AskedSets({**world().sets, "forget_questions": one})
+    if attack.folds == 0:
+        attacked(attack, model, "llama_tied", lambda row, reader: [{}], whole=whole)
+        return
+    with pytest.raises(NotMeasured, match="the forget set has 1"):
+        attacked(attack, model, "llama_tied", lambda row, reader: [{}], whole=whole)
 
 
 @pytest.mark.parametrize("spec", given(everything=True))

@@ -1,7 +1,12 @@
-"""Ask a model while it is attacked with the help of half the forget set; both ways round, and put back to the bit.
+"""Ask a model while it is attacked with what an attacker knows; every item once, and put back to the bit.
 
-An attack is a condition with `steps` and `walk(scorer, learned, then)`: it changes the model step by step and calls
-`then(k)` where a row is due. Conditions that differ in their steps alone are one walk with several rows.
+An attack is a condition with three more things:
+    along   the field whose values are rows, such as "steps"; "" for an attack of one row
+    folds   parts that the forget set is cut into: K - 1 are learned, one is asked (see `halves`); 0: nothing is learned
+    walk(target, attacker, then)   changes the model bit by bit, and calls `then(value)` where a row is due, or then(0)
+An attack whose answers are not the model's own words gives a `Reader` with the value: see `readers`.
+Conditions that differ in the field `along` alone are one walk with several rows. Weights may be left changed, since
+they are put back from copies; hooks must be taken out by the attack itself.
 
 Source: this project.  Checked against: rows of one walk = walks of their own, weights bit by bit, every item once.
 """
@@ -10,18 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from letheon.audits.asked import AskedSets
+from letheon.audits.attacker import Attacker, Target
 from letheon.audits.columns import Scores
-from letheon.audits.halves import halves
+from letheon.audits.halves import parts
 from letheon.audits.matrix import Answer
+from letheon.audits.readers import Reader
 from letheon.audits.scorer import Scorer
-from letheon.data.encode import Example
-from letheon.errors import NotMeasured
+from letheon.errors import CannotFinish, NotMeasured
+from letheon.models import ModelFolder
 
 Row = dict[str, Answer]
 """Column -> scores, or why there are none."""
@@ -29,18 +36,35 @@ Row = dict[str, Answer]
 
 @runtime_checkable
 class Attack(Protocol):
-    """A condition that takes steps."""
+    """A condition that is walked."""
 
-    steps: tuple[int, ...]
+    @property
+    def along(self) -> str: ...
 
-    def walk(self, scorer: Scorer, learned: Sequence[Example], then: Callable[[int], None]) -> None: ...
+    @property
+    def folds(self) -> int: ...
+
+    def walk(self, target: Target, attacker: Attacker, then: Callable[..., None]) -> None: ...
+
+
+def stops(attack: Attack) -> tuple[Any, ...]:
+    """What `then` is called with, in order: the values of the field `along`."""
+    return tuple(sorted(getattr(attack, attack.along))) if attack.along else (0,)
 
 
 def rows_of(name: str, condition: Any) -> dict[str, Any]:
     """Row -> condition: an attack of several steps is a row for each of them."""
-    if not isinstance(condition, Attack) or len(condition.steps) == 1:
+    if not isinstance(condition, Attack) or len(stops(condition)) == 1:
         return {name: condition}
-    return {f"{name}_{steps}": replace(condition, steps=(steps,)) for steps in sorted(condition.steps)}  # type: ignore[type-var]
+    return {f"{name}_{_said(value)}": _only_at(condition, value) for value in stops(condition)}
+
+
+def _said(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _only_at(attack: Any, *values: Any) -> Any:
+    return replace(attack, **{attack.along: values}) if attack.along else attack
 
 
 def walks(conditions: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -49,44 +73,61 @@ def walks(conditions: Mapping[str, Any]) -> list[dict[str, Any]]:
     for name, condition in conditions.items():
         same = name
         if isinstance(condition, Attack):
-            settings = {key: value for key, value in vars(condition).items() if key != "steps"}
+            settings = {key: value for key, value in vars(condition).items() if key != condition.along}
             same = repr((type(condition), settings))
         groups.setdefault(same, {})[name] = condition
     return list(groups.values())
 
 
 def attacked_rows(
-    walk: Mapping[str, Any], scorer: Scorer, sets: AskedSets, ask: Callable[[str, AskedSets], Sequence[Row]]
+    walk: Mapping[str, Any],
+    scorer: Scorer,
+    sets: AskedSets,
+    ask: Callable[[str, AskedSets, Reader | None], Sequence[Row]],
+    *,
+    folder: ModelFolder | None = None,
+    original: ModelFolder | None = None,
 ) -> dict[str, list[Row]]:
     """The tables of one walk.
 
     Args:
-        walk: row -> attack, of one step each, equal but for the steps.
+        walk: row -> attack, of one stop each, equal but for the field `along`.
         scorer: the model as its file has it; it is that again afterwards.
         sets: everything that may be asked.
-        ask: (row, what may be asked now) -> a row of answers, or several (the model's own, the control's).
+        ask: (row, what may be asked now, who answers in place of the model) -> a row of answers, or several (the
+            model's own, the control's).
+        folder: where the model was loaded from.
+        original: the model before it was unlearned.
     Returns:
-        Row -> the answers that `ask` gave, those of the two halves joined.
+        Row -> the answers that `ask` gave, those of the parts joined.
     Raises:
-        NotMeasured: the forget set cannot be cut in two, or an attack could not go on.
+        NotMeasured: the forget set cannot be cut, or an attack could not go on or has changed nothing.
+        CannotFinish: an attack has left a hook behind.
     """
-    name_at = {attack.steps[0]: name for name, attack in walk.items()}
-    attack = replace(next(iter(walk.values())), steps=tuple(sorted(name_at)))
+    names_at: dict[Any, list[str]] = {}
+    for name, attack in walk.items():
+        names_at.setdefault(stops(attack)[0], []).append(name)
+    attack = _only_at(next(iter(walk.values())), *sorted(names_at))
+    target = Target(scorer.model, scorer.body, scorer.encoder, scorer.device, folder)
     found: dict[str, list[Sequence[Row]]] = {name: [] for name in walk}
-    for half in halves(sets):
+    for part in parts(sets, attack.folds, original=original):
+        with _restored(scorer.model) as before:
 
-        def then(step: int, now: AskedSets = half.sets) -> None:
-            scorer.forget_results()
-            found[name_at[step]].append(ask(name_at[step], now))
+            def then(
+                stop: Any, reader: Reader | None = None, now: AskedSets = part.sets, before: _Before = before
+            ) -> None:
+                before.look(reader)
+                scorer.forget_results()
+                for name in names_at[stop]:
+                    found[name].append(ask(name, now, reader))
 
-        with _restored(scorer.model):
-            attack.walk(scorer, half.learned, then)
+            attack.walk(target, part.attacker, then)
     scorer.forget_results()
-    return {name: [_joined(parts) for parts in zip(*both, strict=True)] for name, both in found.items()}
+    return {name: [_joined(rows) for rows in zip(*all_parts, strict=True)] for name, all_parts in found.items()}
 
 
 def _joined(parts: Sequence[Row]) -> Row:
-    return {column: _join([part[column] for part in parts]) for column in parts[0]}
+    return parts[0] if len(parts) == 1 else {column: _join([part[column] for part in parts]) for column in parts[0]}
 
 
 def _join(answers: Sequence[Answer]) -> Answer:
@@ -100,17 +141,60 @@ def _join(answers: Sequence[Answer]) -> Answer:
     )
 
 
+@dataclass
+class _Before:
+    """The model as it was, and whether it has ever been another one when it was asked."""
+
+    model: Any
+    weights: dict[str, torch.Tensor]
+    hooks: int
+    has_acted: bool = False
+
+    def look(self, reader: Reader | None) -> None:
+        """Called before the model is asked, or somebody in its place."""
+        is_other = reader is not None or hooks(self.model) != self.hooks
+        self.has_acted = self.has_acted or is_other or self.has_moved()
+
+    def has_moved(self) -> bool:
+        """Whether any weight is another one. NaN is no reason to say that it is the same."""
+        return not all(torch.equal(tensor, self.weights[name]) for name, tensor in self.model.state_dict().items())
+
+
+def hooks(model: Any) -> int:
+    """Hooks on the model's modules, without those by which transformers itself catches outputs: they stay."""
+    found = (
+        hook
+        for module in model.modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    )
+    return sum(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in found)
+
+
 @contextmanager
-def _restored(model: Any) -> Iterator[None]:
-    """Every weight is put back to the bit. Raises NotMeasured where the attack has moved none."""
-    before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+def _restored(model: Any) -> Iterator[_Before]:
+    """Every weight is put back to the bit.
+
+    Raises:
+        NotMeasured: a weight that is not finite, which fused attention may pass over in silence; an attack that has
+            changed nothing that was asked.
+        CannotFinish: a hook is left.
+    """
+    weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    if broken := [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]:
+        raise NotMeasured(f"tensor {broken[0]} of the model holds NaN or infinity")
+    before = _Before(model, weights, hooks(model))
     try:
-        yield
-        if all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items()):
-            raise NotMeasured("the attack has moved no weight")
+        yield before
+        if not before.has_acted:
+            raise NotMeasured("the attack has moved no weight, and no hook was there when the model was asked")
     finally:
         with torch.no_grad():
             for name, tensor in model.state_dict().items():
-                tensor.copy_(before[name])
+                tensor.copy_(weights[name])
         model.requires_grad_(False).eval()
         model.zero_grad(set_to_none=True)
+        if (left := hooks(model) - before.hooks) > 0:
+            raise CannotFinish(
+                f"an attack has left {left} hooks in the model, so that whatever is asked next would be asked of "
+                "another one. Take them out in the attack's own finally"
+            )

@@ -395,7 +395,8 @@ def _measure(
             with suppress(NotMeasured):
                 items.extend(said(plan.sets, scorer, role=role, condition=condition, hashed=hashed))
 
-    asker = Asker(plan, encoder, request.device, describe_environment(environment(request.device)), advance)
+    around = describe_environment(environment(request.device))
+    asker = Asker(plan, encoder, request.device, around, advance, original=folders["original"])
     progress.say(f"audit: {wanted.model}, protocol {protocol.name}, control: {control.sentence}")
     progress.start()
     original_model = load_model(folders["original"].path, device=request.device)

@@ -1,11 +1,12 @@
-"""The forget set cut in two by unit: what an attacker may learn, and what is asked afterwards; then the reverse.
+"""The forget set cut by unit: what an attacker may learn, and what is asked afterwards; every part is asked once.
 
-An attacker who trains on some of the forgotten people shows something only about the others. So each half is learned
-once while the other is asked; every item is asked once, of a model whose attacker never saw its unit. Strangers are
-halved as well, so that a control on strangers is asked of the same two models.
+An attacker who trains on some of the forgotten people shows something only about the others. So in K parts each part is
+asked once, of a model whose attacker has learned the K - 1 others and never saw its units; with two parts that is both
+ways round. Strangers are cut as well, so that a control on strangers is asked of the same models. An attack that learns
+nothing of the forget set needs no cut: everything is asked at once.
 
 Source: retraining on T, Deeb and Roger 2024, arXiv:2410.08827.  Checked against: no unit is on both sides, every item
-is asked once.
+is asked once, records of the forget set are in no other set that the attacker is given.
 """
 
 from __future__ import annotations
@@ -14,41 +15,74 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from letheon.audits.asked import Asked, AskedSets
+from letheon.audits.attacker import Attacker
 from letheon.data.encode import Example
-from letheon.data.records import split_units
 from letheon.errors import NotMeasured
+from letheon.models import ModelFolder
 
 _SAME_PEOPLE = ("forget", "lookalike")
 """Roles whose items are about the units of the forget set; a look-alike question keeps the unit that it stands for."""
+_KEPT = ("retain", "general")
+"""Roles that nobody wants forgotten, which an attacker may have."""
 
 
 @dataclass(frozen=True)
 class Half:
     """One way round."""
 
-    learned: tuple[Example, ...]
-    """What the attacker trains on: questions in trained wordings, or texts where there are no questions."""
+    attacker: Attacker
+    """What the attack may read: nothing about a unit that is asked."""
     sets: AskedSets
     """What may be asked: nothing about a unit that the attacker has seen."""
 
 
-def halves(sets: AskedSets) -> tuple[Half, Half]:
+def halves(sets: AskedSets, *, original: ModelFolder | None = None) -> tuple[Half, ...]:
     """Both ways round. Raises NotMeasured: fewer than two units to be forgotten."""
-    forgotten = _units(sets, "forget")
-    if len(forgotten) < 2:
+    return parts(sets, 2, original=original)
+
+
+def parts(sets: AskedSets, count: int, *, original: ModelFolder | None = None) -> tuple[Half, ...]:
+    """Every way round of a cut into `count` parts; one way, with nothing learned, for 0.
+
+    Raises:
+        NotMeasured: fewer units to be forgotten than parts.
+    """
+    kept = {role: _kept(sets, role) for role in _KEPT}
+    if count == 0:
+        return (Half(Attacker((), kept, original), sets),)
+    forgotten, strangers = _units(sets, "forget"), _units(sets, "holdout")
+    if len(forgotten) < count:
+        needed = "a unit to learn" if count == 2 else f"{count - 1} units to learn from"
         raise NotMeasured(
-            f"an attacker needs a unit to learn and another to be asked about; the forget set has {len(forgotten)}"
+            f"an attacker needs {needed} and another to be asked about; the forget set has {len(forgotten)}"
         )
-    first, second = split_units(forgotten)
-    strangers = split_units(_units(sets, "holdout"))
-    return _half(sets, first, second, strangers[0]), _half(sets, second, first, strangers[1])
+    found = []
+    for part in range(count):
+        asked = frozenset(forgotten[count - 1 - part :: count])
+        learned, units = _learned(sets, [unit for unit in forgotten if unit not in asked])
+        now = _asked(sets, asked, frozenset(strangers[part::count]))
+        found.append(Half(Attacker(learned, kept, original, units), now))
+    return tuple(found)
 
 
-def _half(sets: AskedSets, learned: Collection[str], asked: Collection[str], strangers: Collection[str]) -> Half:
-    allowed = {**dict.fromkeys(_SAME_PEOPLE, frozenset(asked)), "holdout": frozenset(strangers)}
-    kept = {name: _only(one, allowed[role]) for name, one in sets.sets.items() if (role := _role(name)) in allowed}
-    taught = [_only(sets[f"forget_{kind}"], frozenset(learned)) for kind in ("questions", "texts")]
-    return Half(next((one.examples for one in taught if len(one)), ()), AskedSets(kept))
+def _learned(sets: AskedSets, units: Collection[str]) -> tuple[tuple[Example, ...], tuple[str, ...]]:
+    """Questions in trained wordings, or texts where there are no questions; and whom each is about."""
+    taught = [_only(sets[f"forget_{kind}"], frozenset(units)) for kind in ("questions", "texts")]
+    return next(((one.examples, one.units) for one in taught if len(one)), ((), ()))
+
+
+def _asked(sets: AskedSets, asked: Collection[str], strangers: Collection[str]) -> AskedSets:
+    allowed = {**dict.fromkeys(_SAME_PEOPLE, asked), "holdout": strangers}
+    return AskedSets(
+        {name: _only(one, allowed[role]) for name, one in sets.sets.items() if (role := _role(name)) in allowed}
+    )
+
+
+def _kept(sets: AskedSets, role: str) -> tuple[Example, ...]:
+    """Questions and texts of a role that are not in the forget set as well: to learn these would be to learn T."""
+    forgotten = {example.ids for name, one in sets.sets.items() if _role(name) == "forget" for example in one.examples}
+    held = (*sets[f"{role}_questions"].examples, *sets[f"{role}_texts"].examples)
+    return tuple(example for example in held if example.ids not in forgotten)
 
 
 def _role(name: str) -> str:

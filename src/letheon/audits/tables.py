@@ -21,6 +21,7 @@ from letheon.audits.asked import AskedSets
 from letheon.audits.attacked import Attack, attacked_rows, walks
 from letheon.audits.matrix import HALF, Answer
 from letheon.audits.plan import Plan
+from letheon.audits.readers import Reader, read_column
 from letheon.audits.scorer import Scorer
 from letheon.audits.stored import Rows, from_plain, to_plain
 from letheon.data.encode import Encoder
@@ -42,6 +43,8 @@ class Asker:
     environment: Mapping[str, Any]
     advance: Callable[[str], None]
     """Called with a word for each condition done."""
+    original: ModelFolder | None = None
+    """What an attacker may have besides: the model before it was unlearned."""
 
     def table(
         self,
@@ -70,7 +73,8 @@ class Asker:
             scorer.forget_results()
             try:
                 if isinstance(condition, Attack):
-                    self._attacked(walk, scorer, self_control, own, control)
+                    with_utility = {row for row in walk if utility_at is None or row in utility_at}
+                    self._attacked(walk, folder, scorer, self_control, with_utility, own, control)
                     continue
                 with condition.applied(model, folder):
                     own[name] = self._row(name, scorer, role="forget", utility=utility_at is None or name in utility_at)
@@ -110,15 +114,29 @@ class Asker:
         asked = [self.plan.sets[name] for name in sorted(self.plan.sets.sets)]
         return list(dict.fromkeys(name for some in asked for name in (*some.items, *some.units)))
 
-    def _attacked(self, walk: Mapping[str, Any], scorer: Scorer, self_control: str, own: Rows, control: Rows) -> None:
+    def _attacked(
+        self,
+        walk: Mapping[str, Any],
+        folder: ModelFolder,
+        scorer: Scorer,
+        self_control: str,
+        with_utility: Collection[str],
+        own: Rows,
+        control: Rows,
+    ) -> None:
         """The rows of an attack, into both tables."""
         roles = ["forget", self_control] if self_control else ["forget"]
-        tables = attacked_rows(
-            walk,
-            scorer,
-            self.plan.sets,
-            lambda row, sets: [self._attacked_row(row, scorer, role, sets) for role in roles],
-        )
+        is_whole = next(iter(walk.values())).folds == 0
+
+        def ask(row: str, sets: AskedSets, reader: Reader | None) -> list[dict[str, Answer]]:
+            if reader is not None:
+                return [self._read_row(reader, role, sets) for role in roles]
+            if is_whole:  # nobody was learned, so one model is asked everything, as under any other condition
+                wanted = {role: role == "forget" and row in with_utility for role in roles}
+                return [self._row(row, scorer, role=role, utility=utility) for role, utility in wanted.items()]
+            return [self._attacked_row(row, scorer, role, sets) for role in roles]
+
+        tables = attacked_rows(walk, scorer, self.plan.sets, ask, folder=folder, original=self.original)
         for row, found in tables.items():
             for table, answers in zip((own, control), found, strict=False):
                 table[row] = answers
@@ -131,6 +149,16 @@ class Asker:
                 row[column] = NotMeasured("a model under attack is asked about forgotten facts and texts only")
             else:
                 row[column] = self._answer(column, condition, scorer, role, sets)
+        return row
+
+    def _read_row(self, reader: Reader, role: str, sets: AskedSets) -> dict[str, Answer]:
+        """What a reader says in place of the model."""
+        row: dict[str, Answer] = {}
+        for column in self.plan.columns:
+            try:
+                row[column] = read_column(column, sets, reader, role=role)
+            except NotMeasured as reason:
+                row[column] = _kept(reason)
         return row
 
     def _row(self, condition: str, scorer: Scorer, *, role: str, utility: bool) -> dict[str, Answer]:
@@ -177,6 +205,7 @@ class Asker:
             "columns": list(self.plan.columns),
             "probes": {name: describe(probe) for name, probe in self.plan.probe_of.items()},
             "conditions": {name: describe(condition) for name, condition in conditions.items()},
+            "original": self._original_of(conditions),
             "generated": {name: sorted(made) for name, made in self.plan.generated.items()},
             "utility_at": None if utility_at is None else sorted(utility_at),
             "window": self.encoder.max_length,
@@ -184,6 +213,11 @@ class Asker:
             "own_code": [sha256_file(Path(name)) for name in map(name_of, conditions.values()) if name.endswith(".py")],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def _original_of(self, conditions: Mapping[str, Any]) -> str | None:
+        """What an attack may have read of the original; rows without an attack do not depend on it."""
+        is_read = self.original is not None and any(isinstance(one, Attack) for one in conditions.values())
+        return sha256_folder(self.original.path) if is_read and self.original is not None else None
 
 
 def _kept(reason: NotMeasured) -> NotMeasured:

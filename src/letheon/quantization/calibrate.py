@@ -11,6 +11,7 @@ Checked against: the stream by hand, every refusal, the same draw under the same
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,10 +59,18 @@ def make_calibration(data: DataFile, tokenizer: Any, *, sequences: int, length: 
         )
     if len(set(stream) - {tokenizer.eos_token_id}) == 1:
         raise BadInput(f"calibration set {data.path}: one token over and over says nothing. Give ordinary text")
-    chosen = sorted(random.Random(seed).sample(range(count), min(count, sequences)))
-    ids = torch.tensor([stream[place * length : (place + 1) * length] for place in chosen])
+    ids = drawn_sequences(stream, sequences=sequences, length=length, seed=seed)
     few = f"calibration set {data.path}: {count} sequences of {length} tokens, not the {sequences} that were asked for"
     return Calibration(ids, (few,) if count < sequences else ())
+
+
+def drawn_sequences(
+    stream: Sequence[int], *, sequences: int, length: int, seed: int
+) -> Int64[Tensor, "sequences length"]:
+    """At most so many sequences of a stream of tokens, a seeded draw in the order of the text; the rest is left out."""
+    count = len(stream) // length
+    chosen = sorted(random.Random(seed).sample(range(count), min(count, sequences)))
+    return torch.tensor([list(stream[place * length : (place + 1) * length]) for place in chosen], dtype=torch.int64)
 
 
 def _tokens(record: Record, tokenizer: Any) -> list[int]:

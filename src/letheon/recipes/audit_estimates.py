@@ -13,9 +13,10 @@ Source: this project.  Checked against: the measured peak of real audits, with e
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,14 +24,15 @@ import torch
 
 from letheon.audits.asked import Asked
 from letheon.audits.attacked import Attack, walks
+from letheon.audits.attacker import Attacker, Target
 from letheon.audits.audit import Request
-from letheon.audits.halves import halves
+from letheon.audits.halves import parts
 from letheon.audits.plan import SHIPPED, Plan
 from letheon.audits.samples import CONDITIONS as SAMPLED
 from letheon.audits.samples import said
 from letheon.audits.scorer import Scorer
 from letheon.data.batches import batch_tokens_on
-from letheon.data.encode import Encoder
+from letheon.data.encode import Encoder, Example
 from letheon.errors import BadInput, NotMeasured
 from letheon.lowbit.matrices import decoder_matrices
 from letheon.numerics.grids import fake_quantize
@@ -121,8 +123,8 @@ def _notes(plan: Plan, encoder: Encoder) -> _Notes:
     notes = _Notes()
     for name, condition in plan.conditions.items():
         scorer = _NotingScorer(notes, encoder)
-        if isinstance(condition, Attack):
-            # Each half is asked once, which is everything about the forget set; of the control as well.
+        if isinstance(condition, Attack) and condition.folds:
+            # Each part is asked once, which is everything about the forget set; of the control as well.
             roles = ["forget", "forget" if plan.control.kind == "reference" else plan.control.kind]
             for role in roles:
                 _ask_row(plan, _NotingScorer(notes, encoder), name, role=role, about=("forget",))
@@ -197,21 +199,38 @@ _LONGEST = 64
 
 
 def _attack(walk: Mapping[str, Any], opened: Opened, rehearsal: Rehearsal, plan: Plan) -> Work:
-    """Two steps of an attack on the largest records, through the real loop; the work of all its steps, both ways."""
-    if not isinstance(next(iter(walk.values())), Attack):
+    """Two steps of an attack on the largest records, through the real loop; the work of all its steps, every way round.
+
+    An attack that takes no steps reads its records a few times: little beside what is asked, and not counted.
+    """
+    attack: Any = next(iter(walk.values()))
+    if not isinstance(attack, Attack) or attack.along != "steps":
         return Work()
     with suppress(NotMeasured):
-        learned = halves(plan.sets)[0].learned
-        longest = sorted(learned, key=lambda example: len(example.ids))[-_LONGEST:]
+        attacker = parts(plan.sets, attack.folds)[0].attacker
         before = [parameter.detach().clone() for parameter in opened.model.parameters()]
         rehearsal.bytes.label("weights", before)
         rehearsal.start_counting()
-        shorter: Any = replace(next(iter(walk.values())), steps=(2,))
-        shorter.walk(Scorer(opened.model, opened.body, opened.encoder, opened.device), longest, _go_on)
+        settings: Any = attack
+        shorter: Any = replace(settings, steps=(2,))
+        target = Target(opened.model, opened.body, opened.encoder, opened.device)
+        shorter.walk(target, _with_longest(attacker), _go_on)
         del before
         most = max(int(condition.steps[0]) for condition in walk.values())
-        return rehearsal.work * most  # two steps were rehearsed, and both halves take them
+        return rehearsal.work * (most * max(attack.folds, 1) / 2)  # two steps were rehearsed
     return Work()
+
+
+def _with_longest(attacker: Attacker) -> Attacker:
+    """The same attacker with a few records of each kind, the longest ones."""
+
+    def longest(read: Callable[[], Sequence[Example]]) -> tuple[Example, ...]:
+        with suppress(NotMeasured):
+            return tuple(sorted(read(), key=lambda example: len(example.ids))[-_LONGEST:])
+        return ()
+
+    kept = {role: longest(partial(attacker.kept, role)) for role in ("retain", "general")}
+    return Attacker(longest(lambda: attacker.learned), kept)
 
 
 def _go_on(step: int) -> None:

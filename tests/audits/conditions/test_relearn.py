@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
+from letheon.audits.attacker import Attacker
 from letheon.audits.audit import audit
 from letheon.audits.conditions.relearn import Relearn
 from letheon.audits.verify import verify
 from letheon.data.batches import EpochOrder, collate
 from letheon.data.encode import Example
 from letheon.errors import BadInput, NotMeasured
-from letheon.unlearning.forget import forget
-from tests.audits.conftest import QUICKLY, QUIET
-from tests.audits.fakes import scorer_of
+from tests.audits.conftest import QUICKLY
+from tests.audits.fakes import target_of
 from tests.audits.mini import Mini
 from tests.toys import llama
 
@@ -49,7 +49,7 @@ def test_it_is_adamw_on_what_the_attacker_learns() -> None:
     def then(step: int) -> None:
         found[step] = {name: tensor.clone() for name, tensor in attacked.state_dict().items()}
 
-    settings.walk(scorer_of(attacked), LEARNED, then)
+    settings.walk(target_of(attacked), Attacker(tuple(LEARNED)), then)
     for step in (1, 4):
         plain = llama(seed=1).double()
         by_hand(plain, settings, step)
@@ -62,7 +62,7 @@ def test_an_attack_that_breaks_the_model_is_not_measured() -> None:
     with torch.no_grad():
         model.lm_head.weight[0, 0] = float("nan")
     with pytest.raises(NotMeasured, match="the attack could not go on: step 1"):
-        Relearn(steps=(2,)).walk(scorer_of(model), LEARNED, lambda step: None)
+        Relearn(steps=(2,)).walk(target_of(model), Attacker(tuple(LEARNED)), lambda step: None)
 
 
 @pytest.mark.parametrize(
@@ -83,21 +83,6 @@ def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None
 
 STEPS = (2, 20)
 ALSO = {"name": "relearn", "steps": list(STEPS), "learning_rate": 1e-3}
-
-
-@pytest.fixture(scope="module")
-def hidden(mini: Mini, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A shallow forgetting: pushed until the facts are not said any more, and no further."""
-    made = forget(
-        mini.target,
-        forget_data=mini.files["forget"],
-        retain_data=mini.files["retain"],
-        learning_rate=2e-4,
-        steps=80,
-        out=tmp_path_factory.mktemp("hidden") / "run",
-        progress=QUIET,
-    )
-    return made.folder
 
 
 @pytest.fixture(scope="module")

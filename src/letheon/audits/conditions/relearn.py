@@ -11,19 +11,12 @@ same batches, a target that knows, a reference that never did, weights restored 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
-from letheon.audits.scorer import Scorer
-from letheon.data.batches import EpochOrder, collate
-from letheon.data.encode import Example
-from letheon.errors import CannotFinish, NotMeasured, require
-from letheon.methods import build
-from letheon.training.gradients import MeanGradient, Parts
-from letheon.training.loop import Look, Loop, run_loop
-from letheon.training.losses import TokenLoss
-from letheon.training.stepping import OptimizerSettings
+from letheon.audits.attacker import Attacker, Target
+from letheon.audits.learning import learn, learning_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +35,11 @@ class Relearn:
     seed: int = 0
     """Order of the records."""
 
-    def __post_init__(self) -> None:
-        usable = len(self.steps) > 0 and min(self.steps) > 0 and len(set(self.steps)) == len(self.steps)
-        require(usable, f"relearn needs different steps > 0, got {list(self.steps)}")
-        require(self.batch_size > 0, f"relearn needs batch_size > 0, got {self.batch_size}")
-        require(self.seed >= 0, f"relearn needs seed >= 0, got {self.seed}")
-        _ = self.optimizer  # its rules
+    along: ClassVar[str] = "steps"
+    folds: ClassVar[int] = 2
 
-    @property
-    def optimizer(self) -> OptimizerSettings:
-        """What the loop is told about AdamW."""
-        return OptimizerSettings(learning_rate=self.learning_rate, clip=self.clip)
+    def __post_init__(self) -> None:
+        _ = learning_of("relearn", self)  # its rules
 
     @property
     def label(self) -> str:
@@ -68,49 +55,11 @@ class Relearn:
             "people to be forgotten, asked about the other; both ways round"
         )
 
-    def walk(self, scorer: Scorer, learned: Sequence[Example], then: Callable[[int], None]) -> None:
-        """Train the scorer's model on what the attacker learns, and call `then(k)` after each of the steps.
+    def walk(self, target: Target, attacker: Attacker, then: Callable[[int], None]) -> None:
+        """Train the target on what the attacker learns, and call `then(k)` after each of the steps.
 
         Raises:
             NotMeasured: nothing to learn, or a loss that is NaN.
         """
-        if not learned:
-            raise NotMeasured("the attacker's half holds neither questions nor texts")
-        order = EpochOrder(tuple(len(example.ids) for example in learned), self.batch_size, self.seed)
-
-        def parts(step: int) -> Parts:
-            items = order.items(step)
-            batch = collate([learned[item] for item in items], items, pad=scorer.encoder.pad)
-            return {"data": [batch.to(scorer.device)]}
-
-        moving = dict(scorer.model.named_parameters())
-        loop = Loop(
-            model=scorer.model,
-            moving=moving,
-            gradient=MeanGradient(TokenLoss(scorer.body), "data", list(moving.values())),
-            parts=parts,
-            steps=max(self.steps),
-            optimizer=self.optimizer,
-            rate=build("rate", "constant"),
-            look=_Asking(self.steps, then),
-        )
-        try:
-            run_loop(loop)
-        except CannotFinish as error:
-            raise NotMeasured(f"the attack could not go on: {error}") from error
-
-
-@dataclass
-class _Asking:
-    """Asks between steps."""
-
-    at: Sequence[int]
-    then: Callable[[int], None]
-    every: int = 1
-    state: dict[str, Any] = field(default_factory=dict)
-
-    def __call__(self, step: int, model: Any) -> Look:
-        """Ask after the steps that were chosen."""
-        if step in self.at:
-            self.then(step)
-        return Look()
+        settings, moving = learning_of("relearn", self), dict(target.model.named_parameters())
+        learn(target, attacker.learned, then, settings=settings, moving=moving)
