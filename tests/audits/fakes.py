@@ -136,10 +136,13 @@ class ScriptedScorer(Scorer):
         self._continued = list(continuations)
         self.continued: list[tuple[Sequence[Sequence[int]], Sequence[int]]] = []
 
-    def scores(self, asked: Asked) -> ExampleScores:
+    def scores(self, asked: Asked, *, moments: bool = False) -> ExampleScores:
         values = self._said.get(asked.name, [[-1.0]] * len(asked))
         exact = self._hit.get(asked.name, [False] * len(asked))
-        return ExampleScores([np.asarray(each, dtype=np.float64) for each in values], np.asarray(exact, dtype=np.bool_))
+        return ExampleScores(
+            [np.asarray(each, dtype=np.float64) for each in values],
+            [np.full(len(each), hit, dtype=np.bool_) for each, hit in zip(values, exact, strict=True)],
+        )
 
     def answers(self, asked: Asked, items: Iterable[int] | None = None) -> list[str]:
         return list(self._given[asked.name])

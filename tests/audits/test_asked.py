@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from letheon.audits.asked import Asked, make_sets, questions_about
+from letheon.audits.asked import Asked, kinds_of, make_sets, questions_about
 from letheon.data.records import DataFile, Record
 from letheon.errors import BadInput
 from tests.toys import encoder, question, text
@@ -109,3 +110,66 @@ def test_questions_that_stand_in_no_file() -> None:
         "lookalike_questions", ("lookalike/1",), ("u",), ("Who is Zed?",), ("Bru",),
     )  # fmt: skip
     assert asked.examples == (encoder().question("Who is Zed?", "Bru"),)
+
+
+# --- what only some probes ask
+
+
+def with_wrong(*records: Record) -> list[Record]:
+    return [replace(record, wrong=("Dax", "Fel")) for record in records]
+
+
+def test_sets_of_wrong_answers_are_made_when_a_probe_asks_them_and_not_before() -> None:
+    records = [*with_wrong(*people(2, 1)), question("Who?", "Bru", line=9), text("A ran HOME.", line=10)]
+    files = {"forget": data("forget", *records)}
+    plain, more = (
+        make_sets(files, encoder=encoder(), limits={}, only_units={}, also=also)
+        for also in ((), ("answers", "letters", "lower_case", "moments"))
+    )
+    assert set(plain.sets) == {"forget_questions", "forget_held_out", "forget_texts"}
+    assert {name: one.items for name, one in plain.sets.items()} == {name: more[name].items for name in plain.sets}
+    assert more["forget_answers"].items == tuple(f"forget/{line}/answer {n}" for line in (1, 2) for n in range(3))
+    assert more["forget_answers"].answers == ("Bru", "Dax", "Fel") * 2
+    assert more["forget_answers"].units == ("p0",) * 3 + ("p1",) * 3
+    assert more["forget_letters"].items == tuple(f"forget/{line}/shift {n}" for line in (1, 2) for n in range(3))
+    assert sorted(more["forget_letters"].answers[:3]) == ["A", "B", "C"]
+    assert more["forget_lower_case"].items == more["forget_texts"].items
+    assert more["forget_lower_case"].answers == ("a ran home.",)
+    assert more["forget_texts"].with_moments and not plain["forget_texts"].with_moments
+    assert not more["forget_questions"].with_moments
+    for prompt, example in zip(more["forget_letters"].prompts, more["forget_letters"].examples, strict=True):
+        assert encoder().tokenizer.decode(example.prompt_ids) == prompt
+
+
+def test_of_retained_texts_only_what_usefulness_needs_is_made() -> None:
+    made = make_sets(
+        {"retain": data("retain", text("A ran."))}, encoder=encoder(), limits={}, only_units={}, also=("lower_case", "moments")
+    )  # fmt: skip
+    assert "retain_lower_case" not in made.sets and not made["retain_texts"].with_moments
+
+
+def test_a_limit_counts_questions_and_not_their_answers() -> None:
+    records = with_wrong(*people(4, 3))
+    made = make_sets(
+        {"forget": data("forget", *records)}, encoder=encoder(), limits={"forget": 5}, only_units={}, also=("answers",)
+    )
+    assert len(made["forget_answers"]) == 15 and set(made["forget_answers"].units) == {"p0", "p1", "p2", "p3"}
+
+
+def test_answers_that_do_not_fit_together_are_told_with_their_lines_when_they_are_asked() -> None:
+    records = [replace(one, wrong=("Bru",)) for one in people(2, 1)]
+    files = {"forget": data("forget", *records)}
+    make_sets(files, encoder=encoder(), limits={}, only_units={})
+    with pytest.raises(BadInput) as caught:
+        make_sets(files, encoder=encoder(), limits={}, only_units={}, also=("answers", "letters"))
+    assert [problem.split(": ")[0] for problem in caught.value.problems] == [
+        "forget set forget.jsonl, line 1",
+        "forget set forget.jsonl, line 2",
+    ]
+
+
+def test_records_by_what_a_column_is_about() -> None:
+    offered = replace(question("Who?", "Bru", line=1), choices=("Bru", "Dax"))
+    bare, words = question("Who?", "Bru", line=2), text("A ran.", line=3)
+    found = kinds_of(data("forget", offered, bare, words))
+    assert found == {"questions": [offered, bare], "texts": [words], "wrong answers": [offered]}

@@ -34,7 +34,10 @@ def plan_of(*, forget: list[Any] = FORGET, strangers: list[Any] = STRANGERS, win
     settings: dict[str, Any] = {"has_reference": True, "shipped": None, "gate_units": frozenset(), "seed": 0, **changes}
     if settings.pop("without_holdout", False):
         del files["holdout"]
-    return make_plan(read_protocol("quick-1"), files, encoder=encoder(window), **settings)
+    probes = settings.pop("probes", None)
+    protocol = read_protocol("quick-1")
+    protocol = replace(protocol, probes=[*protocol.probes, *probes]) if probes else protocol
+    return make_plan(protocol, files, encoder=encoder(window), **settings)
 
 
 def test_every_column_has_the_probe_that_fills_it() -> None:
@@ -139,3 +142,39 @@ def test_texts_of_other_lengths_than_the_strangers_are_told() -> None:
 def test_what_cannot_be_asked_is_refused() -> None:
     with pytest.raises(BadInput, match=r"forget set forget\.jsonl, line 5: answer"):
         plan_of(forget=[question("Who?", "bru " * 90, line=5)], window=60)
+
+
+# --- probes that a protocol may name beside the shipped ones
+
+OFFERED = [replace(record, wrong=("Dax", "Fel"), paraphrase=(f"{record.unit} works at",)) for record in FORGET]
+
+
+def test_a_probe_that_is_named_brings_its_columns_and_what_it_asks() -> None:
+    plan = plan_of(forget=OFFERED, probes=["multiple_choice"])
+    assert "forget_choice_text" in plan.columns and len(plan.sets["forget_letters"]) == 9
+    assert plan.sets["forget_answers"].items[0] == "forget/1/paraphrase 1/answer 0"
+    assert "forget_letters" not in plan_of(forget=OFFERED).sets.sets
+    assert "forget_letters" not in plan_of(forget=OFFERED, probes=["truth_ratio"]).sets.sets
+
+
+def test_look_alikes_are_offered_the_same_answers() -> None:
+    plan = plan_of(forget=OFFERED, probes=["multiple_choice"], has_reference=False, without_holdout=True)
+    for kind in ("answers", "letters"):
+        mine, theirs = plan.sets[f"forget_{kind}"], plan.sets[f"lookalike_{kind}"]
+        assert theirs.items == tuple(f"lookalike/{item}" for item in mine.items)
+        assert theirs.answers == mine.answers and theirs.units == mine.units
+        invented = {prompt.split(" works at")[0] for prompt in theirs.prompts}
+        assert len(invented) == 3 and not invented & {record.unit for record in FORGET}
+        tails = [prompt.split(" works at")[1] for prompt in mine.prompts]
+        assert [prompt.split(" works at")[1] for prompt in theirs.prompts] == tails
+
+
+def test_questions_without_wrong_answers_have_no_such_columns() -> None:
+    plan = plan_of(probes=["truth_ratio", "multiple_choice", "membership_scores"])
+    absent = not_applicable(plan, data("forget", FORGET))
+    reason = "the forget set holds no wrong answers"
+    assert absent["as_is", "forget_truth_ratio_geometric"] == absent["nf4", "forget_choice_letters"] == reason
+    assert absent["as_is", "membership_zlib"] == "the forget set holds no texts"
+    assert ("as_is", "retain_truth_ratio_geometric") not in absent
+    offered = not_applicable(plan_of(forget=OFFERED, probes=["truth_ratio"]), data("forget", OFFERED))
+    assert ("as_is", "forget_truth_ratio_geometric") not in offered

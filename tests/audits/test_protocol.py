@@ -107,3 +107,21 @@ def test_another_number_of_resamples_is_not_the_protocol() -> None:
     assert found.said(found.resamples, 0) == "quick-1"
     assert found.said(1000, 0) == "quick-1 (with 1000 resamples, for trying out)"
     assert found.said(1000, 7) == "quick-1 (with 1000 resamples and seed 7, for trying out)"
+
+
+@pytest.mark.parametrize(
+    "column", ["forget_truth_ratio_geometric", "forget_choice_entropy", "forget_entropy", "forget_repetition"]
+)
+def test_what_is_no_sign_of_knowledge_cannot_be_required(
+    column: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a truth ratio the clean model has more: to require it would convict the innocent and acquit the guilty."""
+    text = (FOLDER / "quick-1.yaml").read_text(encoding="utf-8")
+    text = text.replace("probes: [knowledge,", "probes: [truth_ratio, multiple_choice, fluency, knowledge,")
+    (tmp_path / "quick-1.yaml").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(module, "_FOLDER", tmp_path)
+    assert "truth_ratio" in read_protocol("quick-1").probes
+    changed = text.replace("{columns: [verbatim]", f"{{columns: [verbatim, {column}]")
+    (tmp_path / "quick-1.yaml").write_text(changed, encoding="utf-8")
+    with pytest.raises(BadInput, match=f"'{column}' cannot be required: more of it than the control has is no sign"):
+        read_protocol("quick-1")

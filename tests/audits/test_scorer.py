@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -202,3 +203,46 @@ def test_numbers_that_are_none_are_not_measured() -> None:
         scorer.scores(several)
     with pytest.raises(NotMeasured, match="logits are NaN"):
         scorer.answers(several)
+
+
+def test_moments_are_made_in_the_first_pass_where_the_set_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[bool] = []
+    score = module.score_batches
+
+    def counted(body: Any, batches: Any, *, moments: bool = False) -> Any:
+        passes.append(moments)
+        return score(body, batches, moments=moments)
+
+    monkeypatch.setattr(module, "score_batches", counted)
+    scorer = scorer_of(llama())
+    bare = asked("bare", random_examples(3))
+    ready = replace(asked("ready", random_examples(3)), with_moments=True)
+    assert scorer.scores(bare).moments is None and scorer.scores(ready).moments is not None
+    assert scorer.scores(bare, moments=True).moments is not None and scorer.scores(ready, moments=True) is not None
+    assert passes == [False, True, True]
+    scorer.scores(bare)
+    assert len(passes) == 3
+
+
+def test_letters_are_asked_once_until_the_model_changes() -> None:
+    model = llama(6)
+    scorer, several = scorer_of(model), asked("set", random_examples(5))
+    first = scorer.first_log_probs(several, [5, 6])
+    assert first.shape == (5, 2) and scorer.first_log_probs(several, [5, 6]) is first
+    assert scorer.first_log_probs(several, [6, 5]) == pytest.approx(first[:, ::-1])
+    with torch.no_grad():
+        model.lm_head.weight.mul_(-1)
+    scorer.forget_results()
+    assert not np.allclose(scorer.first_log_probs(several, [5, 6]), first)
+    with torch.no_grad():
+        model.lm_head.weight[3, 3] = float("nan")
+    scorer.forget_results()
+    with pytest.raises(NotMeasured, match="log-probabilities on set are not finite"):
+        scorer.first_log_probs(several, [5, 6])
+
+
+def test_continuations_in_tokens_are_those_in_words() -> None:
+    scorer, prompts = scorer_of(llama(4)), prompts_of(7)
+    ids = scorer.continued_ids(prompts, [9] * 7)
+    assert [in_words(each) for each in ids] == scorer.continuations(prompts, [9] * 7)
+    assert [slowly(scorer.model, prompt, 9) for prompt in prompts] == ids

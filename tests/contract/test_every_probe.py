@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from letheon.audits.asked import AskedSets, make_sets
+from letheon.audits.asked import ASKS, AskedSets, make_sets
 from letheon.audits.columns import Column, Scores
 from letheon.data.records import DataFile
 from letheon.errors import NotMeasured
@@ -19,6 +20,11 @@ from tests.audits.fakes import scorer_of, sets, uniform_model
 from tests.contract.register import every_variation
 from tests.toys import encoder, llama, question, text
 
+NO_SIGN_OF_KNOWLEDGE = {
+    "forget_choice_entropy", "forget_entropy", "forget_repetition",
+    "forget_truth_ratio_geometric", "forget_truth_ratio_arithmetic",
+}  # fmt: skip
+"""Columns of which more than the control has convicts nobody: a protocol that requires one is refused."""
 ROLES = ("forget", "retain", "holdout", "general")
 COLUMNS = [
     pytest.param(param.values[1], column, id=f"{param.id}-{column}")
@@ -29,7 +35,7 @@ COLUMNS = [
 
 @cache
 def asked() -> AskedSets:
-    """Every kind of set of every role: three people, two questions each with another wording, and a text."""
+    """Every kind of set of every role: three people, two questions each with another wording and a wrong answer, a text."""
     files = {}
     for role in ROLES:
         people = [f"{role[:3].title()} {name}" for name in ("Ann", "Bo", "Cem")]
@@ -38,16 +44,16 @@ def asked() -> AskedSets:
             for kind, answer in (("work", "Bru"), ("live", "Dax Mol")):
                 line = 10 * number + len(answer)
                 made = question(f"Where does {unit} {kind}?", answer, line=line, unit=unit)
-                records.append(type(made)(**{**vars(made), "paraphrase": (f"{unit} {kind}s in",)}))
+                records.append(type(made)(**{**vars(made), "paraphrase": (f"{unit} {kind}s in",), "wrong": ("Fel",)}))
             records.append(
                 text(f"{unit} ran home over the hill, and so it was all the day.", line=10 * number, unit=unit)
             )
         files[role] = DataFile(Path(f"{role}.jsonl"), role, tuple(records), unit_is_line=False)
-    return make_sets(files, encoder=encoder(), limits={}, only_units={})
+    return make_sets(files, encoder=encoder(64), limits={}, only_units={}, also=ASKS)
 
 
 def score(spec: dict[str, Any], column: str, model: Any, given: AskedSets, **settings: Any) -> Scores:
-    found: Scores = build("probe", spec).score(column, given, scorer_of(model), **settings)
+    found: Scores = build("probe", spec).score(column, given, scorer_of(model, 64), **settings)
     return found
 
 
@@ -91,8 +97,8 @@ def test_nothing_to_ask_is_not_measured_or_empty_and_never_a_number(spec: dict[s
 @pytest.mark.parametrize(("spec", "column"), COLUMNS)
 def test_the_order_of_questions_does_not_matter(spec: dict[str, Any], column: str) -> None:
     def turned(one: Any) -> Any:
-        parts = (tuple(reversed(getattr(one, name))) for name in ("items", "units", "prompts", "answers", "examples"))
-        return type(one)(one.name, *parts)
+        names = ("items", "units", "prompts", "answers", "examples")
+        return replace(one, **{name: tuple(reversed(getattr(one, name))) for name in names})
 
     backwards = AskedSets({name: turned(one) for name, one in asked().sets.items()})
     straight, other = (score(spec, column, llama(seed=3), given) for given in (asked(), backwards))
@@ -103,7 +109,8 @@ def test_the_order_of_questions_does_not_matter(spec: dict[str, Any], column: st
 def test_columns_are_told_apart_and_say_what_they_are() -> None:
     columns = [(name, column) for probe in names("probe") for name, column in load("probe", probe).columns.items()]
     assert len({name for name, _ in columns}) == len(columns) == len({column.label for _, column in columns})
-    for _, column in columns:
+    for name, column in columns:
         assert isinstance(column, Column) and column.label
-        assert column.better == {"forget": "low", "membership": "control"}.get(column.about, column.better)
+        if name not in NO_SIGN_OF_KNOWLEDGE:
+            assert column.better == {"forget": "low", "membership": "control"}.get(column.about, column.better)
         assert (column.aggregate == "auc") == (column.about == "membership")

@@ -1,15 +1,21 @@
 """The sets of questions and texts an audit asks about, cut to a protocol's limits and encoded once.
 
-Limits keep every unit while they can, and the mix of wordings: see `data.sampling`.
+Limits keep every unit while they can, and the mix of wordings: see `data.sampling`. Some sets are made only where a
+probe says that it asks them (`asks`):
+
+    answers, letters   of questions with wrong answers: see `offered`
+    lower_case         the texts in lower case
+    moments            no set, but a wish: the texts' first pass finds mean and deviation of log p as well
 
 Source: this project.  Checked against: limits by hand; held-out wordings are never among the trained ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from letheon.audits.offered import Item, answers_of, has_wrong, letters_of, questions_with_wrong
 from letheon.data.encode import Encoder, Example
 from letheon.data.records import MAX_SHOWN, DataFile, Record
 from letheon.data.sampling import sample
@@ -27,6 +33,8 @@ class Asked:
     prompts: tuple[str, ...]
     answers: tuple[str, ...]
     examples: tuple[Example, ...]
+    with_moments: bool = False
+    """Whether some probe needs mean and deviation of log p, so that one pass finds everything."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -43,6 +51,19 @@ class AskedSets:
 
 
 _EMPTY = Asked("", (), (), (), (), ())
+ASKS = ("answers", "letters", "lower_case", "moments")
+"""What a probe may ask beside questions, held-out wordings and texts."""
+_OF_MEMBERSHIP = ("forget", "holdout")
+"""Roles whose texts are asked for what membership alone needs."""
+
+
+def kinds_of(file: DataFile) -> dict[str, list[Record]]:
+    """The records that a column can be about, by `Column.asked_of`."""
+    return {
+        "questions": file.questions,
+        "texts": file.texts,
+        "wrong answers": [record for record in file.questions if has_wrong(record)],
+    }
 
 
 def make_sets(
@@ -51,6 +72,7 @@ def make_sets(
     encoder: Encoder,
     limits: Mapping[str, int],
     only_units: Mapping[str, set[str]],
+    also: Collection[str] = (),
 ) -> AskedSets:
     """Questions, held-out wordings and texts of every role. Raises BadInput with all that cannot be encoded.
 
@@ -59,6 +81,7 @@ def make_sets(
         encoder: of the audited model.
         limits: role -> most items of each of its sets.
         only_units: role -> the units that may be asked about; all when a role is absent.
+        also: what else, of `ASKS`.
     """
     sets: dict[str, Asked] = {}
     problems: list[str] = []
@@ -75,10 +98,15 @@ def make_sets(
             ],
             "texts": [(f"{role}/{record.line}", record, "") for record in records if not record.is_question],
         }
-        for kind, items in asked.items():
+        limited = {kind: _limited(items, limits.get(role, 400)) for kind, items in asked.items()}
+        more, faults = _more(role, records, limited["texts"], limits.get(role, 400), also)
+        for kind, items in {**limited, **more}.items():
             name = f"{role}_{kind}"
-            sets[name], faults = _encoded(name, _limited(items, limits.get(role, 400)), encoder)
-            problems += [f"{role} set {file.path}, {fault}" for fault in faults]
+            sets[name], of_set = _encoded(name, items, encoder)
+            faults += of_set
+        problems += [f"{role} set {file.path}, {fault}" for fault in faults]
+        if "moments" in also and role in _OF_MEMBERSHIP:
+            sets[f"{role}_texts"] = replace(sets[f"{role}_texts"], with_moments=True)
     if problems:
         problems = list(dict.fromkeys(problems))
         hidden = len(problems) - MAX_SHOWN
@@ -98,13 +126,33 @@ def questions_about(name: str, items: Sequence[tuple[str, str, str, str]], encod
     )
 
 
-def _limited(items: list[tuple[str, Record, str]], limit: int) -> list[tuple[str, Record, str]]:
+def _more(
+    role: str, records: Sequence[Record], texts: list[Item], limit: int, also: Collection[str]
+) -> tuple[dict[str, list[Item]], list[str]]:
+    """The sets that some probe asks for, and a fault for each question whose answers do not fit together."""
+    faults: list[str] = []
+    made: dict[str, list[Item]] = {}
+    for kind, way in (("answers", answers_of), ("letters", letters_of)):
+        if kind not in also:
+            continue
+        made[kind] = []
+        for item in _limited(questions_with_wrong(role, records), limit):
+            try:
+                made[kind] += way(*item)
+            except BadInput as error:
+                faults += [f"line {item[1].line}: {problem}" for problem in error.problems]
+    if "lower_case" in also and role in _OF_MEMBERSHIP:
+        made["lower_case"] = [(item, replace(record, text=record.text.lower()), "") for item, record, _ in texts]
+    return made, faults
+
+
+def _limited(items: list[Item], limit: int) -> list[Item]:
     """At most `limit` items, of all units and in all wordings."""
     chosen = sample([record.unit for _, record, _ in items], [name for name, _, _ in items], limit)
     return [items[position] for position in chosen]
 
 
-def _encoded(name: str, items: list[tuple[str, Record, str]], encoder: Encoder) -> tuple[Asked, list[str]]:
+def _encoded(name: str, items: list[Item], encoder: Encoder) -> tuple[Asked, list[str]]:
     """The set, and a fault for each item that cannot be encoded."""
     examples: list[Example] = []
     faults: list[str] = []

@@ -29,7 +29,7 @@ class Column:
     """For a model that has forgotten and is still useful."""
     top: float | None = 1.0
     """Largest possible value; null where there is none."""
-    asked_of: Literal["questions", "texts"] = "questions"
+    asked_of: Literal["questions", "texts", "wrong answers"] = "questions"
     """Which records of the forget set it needs; without any, the column is not applicable."""
 
 

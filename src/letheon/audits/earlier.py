@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from letheon.audits.asked import kinds_of
 from letheon.audits.columns import Column, Scores
 from letheon.audits.matrix import HALF, Answer, Sources, Table, make_cells, required_cells
 from letheon.audits.protocol import Protocol
@@ -119,7 +120,7 @@ def _line(item: str) -> int:
 
 def _absent(file: DataFile, columns: Mapping[str, Column]) -> dict[str, str]:
     """The columns that a request has nothing for, and why."""
-    kinds = {"questions": file.questions, "texts": file.texts}
+    kinds = kinds_of(file)
     found: dict[str, str] = {}
     for name, column in columns.items():
         if column.about != "utility" and not kinds[column.asked_of]:

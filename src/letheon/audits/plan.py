@@ -5,12 +5,12 @@ Source: this project.  Checked against: the parts of a plan by hand for each kin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from letheon.audits.asked import AskedSets, make_sets, questions_about
+from letheon.audits.asked import AskedSets, kinds_of, make_sets, questions_about
 from letheon.audits.attacked import rows_of
 from letheon.audits.columns import Column
 from letheon.audits.control import MIN_HOLDOUT, Control, choose_control, lookalike_items, lookalike_names
@@ -78,20 +78,20 @@ def make_plan(
     allowed: dict[str, set[str]] = {}
     if "holdout" in data:
         allowed["holdout"] = {unit for unit in data["holdout"].units if unit not in gate_units}
-    sets = make_sets(data, encoder=encoder, limits=protocol.limits, only_units=allowed)
+    probes = [build("probe", name) for name in protocol.probes]
+    asks = {kind for probe in probes for kind in getattr(probe, "asks", ())}
+    sets = make_sets(data, encoder=encoder, limits=protocol.limits, only_units=allowed, also=asks)
     holdout_units = len(allowed.get("holdout", ()))
     lookalikes = 0
     if not has_reference and holdout_units < MIN_HOLDOUT:
-        lookalikes = _add_lookalikes(sets, data, encoder=encoder, seed=seed)
+        lookalikes = _add_lookalikes(sets, data, asks, encoder=encoder, seed=seed)
     control = choose_control(
         has_reference=has_reference,
         has_shipped=shipped is not None,
         holdout_units=holdout_units,
         lookalikes=lookalikes,
     )
-    probe_of = {
-        column: probe for name in protocol.probes for probe in [build("probe", name)] for column in probe.columns
-    }
+    probe_of = {column: probe for probe in probes for column in probe.columns}
     return Plan(
         sets=sets,
         columns={column: probe.columns[column] for column, probe in probe_of.items()},
@@ -102,16 +102,18 @@ def make_plan(
     )
 
 
-def _add_lookalikes(sets: AskedSets, data: Mapping[str, DataFile], *, encoder: Encoder, seed: int) -> int:
+def _add_lookalikes(
+    sets: AskedSets, data: Mapping[str, DataFile], asks: Collection[str], *, encoder: Encoder, seed: int
+) -> int:
     """The forget questions about invented names, as sets of their own; how many there are in trained wordings."""
     forget = data["forget"]
     names = lookalike_names(forget, [file for role, file in data.items() if role != "forget"], seed=seed)
     by_line = {record.line: record for record in forget.questions}
-    for kind in ("questions", "held_out"):
+    for kind in ("questions", "held_out", *sorted({"answers", "letters"} & set(asks))):
         asked = sets[f"forget_{kind}"]
-        lines = [int(item.split("/")[1]) for item in asked.items]
         items = [
-            (item, by_line[line], prompt) for item, line, prompt in zip(asked.items, lines, asked.prompts, strict=True)
+            (item, replace(by_line[int(item.split("/")[1])], answer=answer), prompt)
+            for item, prompt, answer in zip(asked.items, asked.prompts, asked.answers, strict=True)
         ]
         sets.sets[f"lookalike_{kind}"] = questions_about(f"lookalike_{kind}", lookalike_items(items, names), encoder)
     return len(sets["lookalike_questions"])
@@ -130,7 +132,7 @@ def _conditions(protocol: Protocol, shipped: Path | None) -> dict[str, Any]:
 def not_applicable(plan: Plan, forget: DataFile) -> dict[tuple[str, str], str]:
     """(condition, column) -> why these data, or this protocol, have no such cell."""
     found: dict[tuple[str, str], str] = {}
-    kinds = {"questions": forget.questions, "texts": forget.texts}
+    kinds = kinds_of(forget)
     for name, column in plan.columns.items():
         for condition in dict.fromkeys([*plan.conditions, SHIPPED]):
             if condition not in plan.conditions:

@@ -129,6 +129,11 @@ def _unknown(protocol: Protocol, where: str) -> list[str]:
             if name not in protocol.conditions
         ),
         *(
+            f"{where}: {name!r} cannot be required: more of it than the control has is no sign of knowledge"
+            for name in dict.fromkeys(column for _, column in protocol.cells)
+            if name in columns and columns[name].about == "forget" and columns[name].better != "low"
+        ),
+        *(
             f"{where}: utility {name!r} cannot be compared by how far it fell (higher must be better)"
             for rule in protocol.utility
             for name in rule.columns

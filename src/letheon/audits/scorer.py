@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
@@ -19,7 +21,7 @@ from letheon.data.batches import Batch, by_length
 from letheon.data.encode import Encoder
 from letheon.errors import NotMeasured
 from letheon.training.losses import Body
-from letheon.training.scoring import ExampleScores, score_batches
+from letheon.training.scoring import ExampleScores, first_log_probs, gradient_norms, score_batches
 
 GENERATION_BATCH = 128
 SPARE_TOKENS = 8
@@ -39,6 +41,7 @@ class Scorer:
     encoder: Encoder
     device: str
     _scores: dict[str, ExampleScores] = field(default_factory=dict)
+    _firsts: dict[tuple[str, tuple[int, ...]], NDArray[np.float64]] = field(default_factory=dict)
     _answers: dict[tuple[str, int], str] = field(default_factory=dict)
     _batches: dict[str, tuple[Asked, list[Batch]]] = field(default_factory=dict)
 
@@ -48,20 +51,52 @@ class Scorer:
     def forget_results(self) -> None:
         """The model has changed: nothing that was asked before holds."""
         self._scores.clear()
+        self._firsts.clear()
         self._answers.clear()
 
-    def scores(self, asked: Asked) -> ExampleScores:
-        """Log-probabilities and exact matches of a set, by one forward pass.
+    def scores(self, asked: Asked, *, moments: bool = False) -> ExampleScores:
+        """Log-probabilities and arg-max of a set, by one forward pass.
+
+        Args:
+            asked: the set.
+            moments: whether mean and deviation of log p under p are needed. A set that says so itself has them from
+                its first pass; any other is passed through the model once more.
+        Raises:
+            NotMeasured: a log-probability that is NaN or infinite.
+        """
+        moments = moments or asked.with_moments
+        kept = self._scores.get(asked.name)
+        if kept is None or (moments and kept.moments is None):
+            kept = score_batches(self.body, self._in_batches(asked), moments=moments)
+            if not all(map(_is_finite, [*kept.token_log_probs, *(kept.moments or ())])):
+                raise NotMeasured(f"the model's log-probabilities on {asked.name} are not finite")
+            self._scores[asked.name] = kept
+        return kept
+
+    def first_log_probs(self, asked: Asked, tokens: Sequence[int]) -> NDArray[np.float64]:
+        """(items, tokens) log p of some tokens as the first of each item's answer, nats; by one forward pass.
 
         Raises:
             NotMeasured: a log-probability that is NaN or infinite.
         """
-        if asked.name not in self._scores:
-            found = score_batches(self.body, self._in_batches(asked))
-            if not all(map(_is_finite, found.token_log_probs)):
+        key = (asked.name, tuple(tokens))
+        if key not in self._firsts:
+            found = first_log_probs(self.body, self._in_batches(asked), tokens)
+            if not _is_finite(found):
                 raise NotMeasured(f"the model's log-probabilities on {asked.name} are not finite")
-            self._scores[asked.name] = found
-        return self._scores[asked.name]
+            self._firsts[key] = found
+        return self._firsts[key]
+
+    def gradient_norms(self, asked: Asked) -> NDArray[np.float64]:
+        """(items,) mean over parameters of the 2-norm of the loss's gradient; a backward pass an item.
+
+        Raises:
+            NotMeasured: a norm that is NaN or infinite, or a model whose weights take no gradient.
+        """
+        found = gradient_norms(self.body, asked.examples, pad=self.encoder.pad, device=self.device)
+        if not _is_finite(found):
+            raise NotMeasured(f"the gradients of the model's loss on {asked.name} are not finite")
+        return found
 
     def _in_batches(self, asked: Asked) -> list[Batch]:
         """The set in batches; halves of a set have its name, so the set itself is looked at."""
@@ -87,11 +122,21 @@ class Scorer:
         self._answers.update({(asked.name, item): text for item, text in zip(missing, given, strict=True)})
         return [self._answers[asked.name, item] for item in wanted]
 
-    @torch.no_grad()
     def continuations(
         self, prompts: Sequence[Sequence[int]], lengths: Sequence[int], *, stops: Iterable[int] = ()
     ) -> list[str]:
-        """Greedy continuations of token prompts, in batches of like length with a cache.
+        """`continued_ids` in words, without special tokens and without space at the ends."""
+        decode = self.encoder.tokenizer.decode
+        return [
+            str(decode(ids, skip_special_tokens=True)).strip()
+            for ids in self.continued_ids(prompts, lengths, stops=stops)
+        ]
+
+    @torch.no_grad()
+    def continued_ids(
+        self, prompts: Sequence[Sequence[int]], lengths: Sequence[int], *, stops: Iterable[int] = ()
+    ) -> list[list[int]]:
+        """Greedy continuations of token prompts, in batches of like length with a cache, up to the first end.
 
         Args:
             prompts: tokens.
@@ -108,14 +153,14 @@ class Scorer:
             )
         wanted = [min(length, left) for length, left in zip(lengths, room, strict=True)]
         ends = sorted({self.encoder.eos, *stops})
-        texts = [""] * len(prompts)
+        continued: list[list[int]] = [[] for _ in prompts]
         for chosen in _batches([len(prompt) for prompt in prompts], wanted, window=self.encoder.max_length):
             made = self._generate([prompts[item] for item in chosen], max(wanted[item] for item in chosen), ends)
             for item, ids in zip(chosen, made, strict=True):
                 kept = ids[: wanted[item]]
                 end = next((place for place, token in enumerate(kept) if token in ends), len(kept))
-                texts[item] = self.encoder.tokenizer.decode(kept[:end], skip_special_tokens=True).strip()
-        return texts
+                continued[item] = kept[:end]
+        return continued
 
     def _generate(self, prompts: Sequence[Sequence[int]], new_tokens: int, ends: list[int]) -> list[list[int]]:
         """Left-padded greedy generation."""

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from letheon.audits.asked import Asked
 from letheon.audits.attacked import Attack, walks
@@ -109,13 +110,27 @@ class _NotingScorer(Scorer):
         self.notes = notes
         self.seen: set[str] = set()
 
-    def scores(self, asked: Asked) -> ExampleScores:
+    def scores(self, asked: Asked, *, moments: bool = False) -> ExampleScores:
         """Note the set, once; the scores are zeros."""
+        self._note(asked)
+        zeros = [np.zeros(len(example.answer_ids)) for example in asked.examples]
+        pairs = [np.zeros((2, len(values))) for values in zeros]
+        return ExampleScores(zeros, [values > 0 for values in zeros], pairs)
+
+    def first_log_probs(self, asked: Asked, tokens: Sequence[int]) -> NDArray[np.float64]:
+        """Note the set; zeros."""
+        self._note(asked)
+        return np.zeros((len(asked), len(tokens)))
+
+    def gradient_norms(self, asked: Asked) -> NDArray[np.float64]:
+        """Note the set three times over: a backward pass is two forward ones. Its memory is not noted."""
+        self.notes.scored[asked.name] += 3
+        return np.zeros(len(asked))
+
+    def _note(self, asked: Asked) -> None:
         if asked.name not in self.seen:
             self.seen.add(asked.name)
             self.notes.scored[asked.name] += 1
-        zeros = [np.zeros(len(example.answer_ids)) for example in asked.examples]
-        return ExampleScores(zeros, np.zeros(len(zeros), dtype=np.bool_))
 
 
 def _notes(plan: Plan, encoder: Encoder) -> _Notes:
