@@ -202,6 +202,42 @@ def test_every_cell_is_bounded_at_the_level_shared_by_all_that_apply() -> None:
         assert (cell["d_lower"], cell["d_upper"]) == expected
 
 
+# --- acquitted each by itself
+
+
+def among(count: int, subject: Answer, control: Answer, acquit: str, *, side: str = "above") -> dict[str, Any]:
+    """One cell of `count` that are required, of a protocol that acquits so."""
+    wanted = [("as_is", "forget_accuracy"), *((f"other {k}", "forget_accuracy") for k in range(count - 1))]
+    rules = replace(protocol(wanted, side=side), acquit=acquit)
+    original = hits(40, 40)
+    rows = ({"as_is": {"forget_accuracy": answer}} for answer in (subject, control, original))
+    (cell,) = make_cells(Sources(*rows, is_paired=True), {"forget_accuracy": ACCURACY}, rules, {}, **SETTINGS)
+    return cell
+
+
+@pytest.mark.parametrize("count", [1, 27, 100])
+def test_the_bound_that_acquits_does_not_grow_with_the_number_of_cells(count: int) -> None:
+    """A protocol of a hundred cells that shares its level can acquit nobody of forty people: 0 of 40 is up to 0.17."""
+    each, shared = (among(count, hits(0, 40), hits(0, 40), acquit) for acquit in ("each", "shared"))
+    assert each["within"][1] == pytest.approx(1 - 0.05 ** (1 / 40)) and each["judgement"] == "clear"
+    assert shared["judgement"] == ("open" if count == 100 else "clear") and "within" not in shared
+    # What convicts is the same, and what is printed of it.
+    assert (each["d_lower"], each["d_upper"]) == (shared["d_lower"], shared["d_upper"])
+
+
+def test_what_convicts_is_shared_by_all_cells_all_the_same() -> None:
+    """Enough to convict alone, and not among a hundred: whoever asks often finds something by chance."""
+    alone = among(1, hits(7, 40), hits(0, 40), "each")
+    many = among(100, hits(7, 40), hits(0, 40), "each")
+    assert alone["judgement"] == "knowledge found" and many["judgement"] == "open"
+    assert many["within"] == [alone["d_lower"], alone["d_upper"]] and many["d_lower"] < 0 < many["within"][0]
+
+
+def test_either_side_is_acquitted_by_the_same_bounds() -> None:
+    below = among(100, hits(0, 40), hits(0, 40), "each", side="either")
+    assert below["judgement"] == "clear" and below["within"][0] > -0.15 > below["d_lower"]
+
+
 # --- not measured
 
 

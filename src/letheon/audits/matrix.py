@@ -79,6 +79,11 @@ def make_cells(
                 cell.update(status="not applicable", reason=not_applicable[condition, name], required=False)
             else:
                 cell.update(_cell(sources, condition, name, column, rule, level=level, seed=seed, resamples=resamples))
+            if "judgement" in cell and protocol.acquit == "each":
+                cell["within"] = list(
+                    _bounds(sources, condition, name, column, level=protocol.level, seed=seed, resamples=resamples)
+                )
+                cell["judgement"] = judge(cell)
             if cell.get("judgement") == "clear" and not can_see(
                 sources, condition, name, column, cell["margin"], level=protocol.level, seed=seed, resamples=resamples
             ):
@@ -107,6 +112,16 @@ def can_see(
     except NotMeasured:
         return False
     return lower > margin
+
+
+def _bounds(
+    sources: Sources, condition: str, name: str, column: Column, *, level: float, seed: int, resamples: int
+) -> tuple[float, float]:
+    """Of d, at another level than the one by which a cell convicts."""
+    scores, control = _found(sources.subject, condition, name), _found(sources.control, condition, name)
+    return difference_bounds(
+        scores, control, column, is_paired=sources.is_paired, level=level, seed=seed, resamples=resamples
+    )
 
 
 def _cell(
@@ -223,7 +238,8 @@ def judge(cell: Mapping[str, Any]) -> str:
 
     knowledge found   the lower bound of d is above 0
     over-forgotten    (either side) the upper bound of d is below 0: forgotten items stand out as too unfamiliar
-    clear             d is within the margin with certainty (or "blind", where nothing could have been seen)
+    clear             d is within the margin with certainty (or "blind", where nothing could have been seen), by the
+                      bounds "within" where the protocol acquits each cell by itself
     open              neither
     """
     is_two_sided = cell["side"] == "either"
@@ -231,8 +247,9 @@ def judge(cell: Mapping[str, Any]) -> str:
         return "knowledge found"
     if is_two_sided and cell["d_upper"] < 0:
         return "over-forgotten"
-    is_below = cell["d_upper"] < cell["margin"]
-    is_above = not is_two_sided or cell["d_lower"] > -cell["margin"]
+    lower, upper = cell.get("within", (cell["d_lower"], cell["d_upper"]))
+    is_below = upper < cell["margin"]
+    is_above = not is_two_sided or lower > -cell["margin"]
     return "clear" if is_below and is_above else "open"
 
 

@@ -59,6 +59,10 @@ class Protocol:
     required: list[Any]
     utility: list[Any]
     generated: Any
+    acquit: Literal["shared", "each"] = "shared"
+    """At which level a required cell must be within its margin: level / m, or level for each of them. Whoever lets a
+    model pass although one cell is beyond its margin has been wrong about that very cell, so that "each" errs with at
+    most `level` as well, however many cells there are (an intersection-union test)."""
     sha256: str = ""
     cells: dict[tuple[str, str], RequiredCells] = field(default_factory=dict)
     """(condition, column) -> what is required of it."""

@@ -115,7 +115,9 @@ def _under(row: Mapping[str, Any]) -> str:
 
 def _open(cell: Mapping[str, Any]) -> str:
     margin = f"within {cell['margin']:.2f}" if cell["side"] == "either" else f"below {cell['margin']:.2f}"
-    return f"{cell['column']} under {cell['condition']}: {_difference(cell)} is not certain to be {margin}"
+    lower, upper = cell.get("within", (cell["d_lower"], cell["d_upper"]))
+    where = f"{cell['column']} under {cell['condition']}"
+    return f"{where}: difference {lower:+.2f} to {upper:+.2f} is not certain to be {margin}"
 
 
 def _difference(cell: Mapping[str, Any]) -> str:
