@@ -188,10 +188,9 @@ class Task:
             act_bits=4,
             kv_bits=4,
             rotation=rotation,
-            calibration=self.data,
+            calibration_data=self.data,
             out=out,
             progress=Progress(quiet=True),
-            allow_changed_machine=True,
         )
         return made.folder
 

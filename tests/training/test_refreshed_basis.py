@@ -260,7 +260,9 @@ def test_where_it_cannot_be_done_it_is_refused(data: Path, tmp_path: Path) -> No
             out=tmp_path / "b",
         )
     with pytest.raises(BadInput, match="refresh_every"):
-        quantize(saved("qwen2"), method="gptq", rotation=rotation, act_bits=4, calibration=data, out=tmp_path / "c")
+        quantize(
+            saved("qwen2"), method="gptq", rotation=rotation, act_bits=4, calibration_data=data, out=tmp_path / "c"
+        )
     made = run(data, tmp_path / "d", rotation="adaptive")
     with pytest.raises(BadInput, match="was trained through low bits already"):
         train(made.folder, data=data, through="w4a4kv4", rotation=rotation, out=tmp_path / "e")
