@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 
 from letheon.audits.attacked import rows_of
+from letheon.audits.audit import audit
 from letheon.audits.columns import Scores
 from letheon.audits.plan import Plan, make_plan
 from letheon.audits.protocol import read_protocol
 from letheon.audits.stored import Rows
 from letheon.audits.tables import Asker
+from letheon.audits.verify import verify
 from letheon.methods import build, load, names
 from letheon.models import inspect_model
+from tests.audits.conftest import QUICKLY
 from tests.audits.mini import Mini
 
 Asking = Callable[[str, str], tuple[Rows, Rows]]
@@ -95,10 +98,10 @@ def test_there_is_no_way_between_a_model_and_itself(asking: Asking) -> None:
 def test_a_probe_reads_more_than_shuffled_labels_do_and_says_no_probabilities(asking: Asking) -> None:
     """Three in eight answers of this world are nobody else's, and so no choice of the probe's."""
     own, control = asking("linear_probe", "target")
-    shuffled, true = values(own, "forget_accuracy")
-    assert list(own) == ["linear_probe_shuffled", "linear_probe_true"]
+    true, shuffled = values(own, "forget_accuracy")
+    assert list(own) == ["linear_probe_answers", "linear_probe_shuffled"]
     assert true > shuffled + 0.1 and max(values(control, "forget_accuracy")) < 0.12
-    assert "no text or probability" in str(own["linear_probe_true"]["forget_probability"])
+    assert "no text or probability" in str(own["linear_probe_answers"]["forget_probability"])
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -134,3 +137,20 @@ def test_an_attack_that_learns_nothing_of_the_forgotten_is_asked_everything(name
         assert isinstance(row["membership_questions"], Scores) == isinstance(row["retain_accuracy"], Scores) == is_whole
     for row in control.values():
         assert not isinstance(row["retain_accuracy"], Scores)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_audit_with_the_attack_can_be_checked_and_its_verdict_is_that_without(
+    name: str, mini: Mini, hidden: Path, tmp_path: Path
+) -> None:
+    given = {"reference": mini.reference, "general_data": mini.files["general"], **QUICKLY}
+    plain = audit(hidden, out=tmp_path / "plain", **given)
+    found = audit(hidden, also={"name": name, **BRIEFLY.get(name, {})}, out=tmp_path / "run", **given)
+    assert not verify(found.run).problems and found.verdict == plain.verdict
+    rows = [row for row in found.audit["conditions"] if row.startswith(name)]
+    assert rows and [cell for cell in found.audit["cells"] if cell["condition"] not in rows] == plain.audit["cells"]
+    for row in rows:
+        assert found.audit["conditions"][row]["label"]
+        (cell,) = [one for one in found.audit["cells"] if (one["condition"], one["column"]) == (row, "forget_accuracy")]
+        assert cell["status"] == "measured" and not cell["required"] and cell["control"] < 0.25

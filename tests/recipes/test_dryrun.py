@@ -145,6 +145,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "audit",
         {**DATA, "original": "m", "reference": "half", "also": {"name": "relearn", "steps": [1, 3]}, "resamples": 1000},
     ),
+    **{
+        f"audit, {name}": (
+            "audit",
+            {**DATA, "original": "m", "reference": "half", "also": {"name": name, "steps": [3]}, "resamples": 1000},
+        )
+        for name in ("relearn_out", "relearn_lora", "soft_prompt", "latent_attack")
+    },
 }
 SLOW = (
     "forget, few rows, others every step",
@@ -160,6 +167,10 @@ SLOW = (
     "forget, idk + activation",
     "forget, rmu + klr, gate",
     "audit, relearned",
+    "audit, relearn_out",
+    "audit, relearn_lora",
+    "audit, soft_prompt",
+    "audit, latent_attack",
     "forget, ngdiff, fitted rate",
     "train",
     "train, one step, bfloat16 file",

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from letheon.audits.attacker import Target
-from letheon.data.batches import by_length
+from letheon.data.batches import Batch, by_length
 from letheon.data.encode import Example
 from letheon.errors import BadInput, NotMeasured
 from letheon.training.activations import blocks, caught
@@ -87,18 +87,27 @@ def read_states(
     Raises:
         NotMeasured: a state that is not finite.
     """
-    found: dict[int, list[Tensor]] = {layer: [torch.empty(0)] * len(examples) for layer in layers}
-    for batch in by_length(examples, pad=target.encoder.pad, device=target.device):
+    found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    batches = by_length(examples, pad=target.encoder.pad, device=target.device)
+    for batch in batches:
         with caught(target.model, layers) as hidden:
             target.model(input_ids=batch.ids, attention_mask=batch.attention_mask, use_cache=False)
+        shares = _read_at(batch)
         for layer in layers:
-            for row, item in enumerate(batch.items.tolist()):
-                example = examples[item]
-                last = example.labelled_from - 1 if example.labelled_from > 1 else len(example.ids) - 2
-                first = last if example.labelled_from > 1 else 0
-                found[layer][item] = hidden[layer][row, first : last + 1].mean(0)
-    states = {layer: torch.stack(rows) for layer, rows in found.items()}
+            found[layer].append(torch.einsum("bt,btw->bw", shares.to(hidden[layer]), hidden[layer]))
+    order = torch.cat([batch.items for batch in batches]).argsort()
+    states = {layer: torch.cat(rows)[order] for layer, rows in found.items()}
     for layer, rows in states.items():
         if not bool(torch.isfinite(rows).all()):
             raise NotMeasured(f"what layer {layer} gives out is not finite")
     return states
+
+
+def _read_at(batch: Batch) -> Float[Tensor, "batch time"]:
+    """What each state counts for: of a question the one that predicts the first label, of a text all that predict."""
+    predicts = torch.zeros_like(batch.ids, dtype=torch.float32)
+    predicts[batch.label_row, batch.label_column] = 1.0
+    is_text = predicts[:, :1] == 1.0
+    first = predicts * (predicts.cumsum(1) == 1.0)
+    shares = torch.where(is_text, predicts, first)
+    return shares / shares.sum(1, keepdim=True)

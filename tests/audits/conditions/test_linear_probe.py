@@ -94,11 +94,11 @@ def read(*, code: float, block: int = 1, **settings: Any) -> dict[str, float]:
 @pytest.mark.parametrize("on", ["both", "forget"])
 def test_a_planted_code_is_read_of_people_who_were_never_trained_on(block: int, on: str) -> None:
     found = read(code=4.0, block=block, on=on)
-    assert list(found) == ["shuffled", "true"] and found["true"] > 0.9 and found["shuffled"] < 0.55
+    assert list(found) == ["answers", "shuffled"] and found["answers"] > 0.9 and found["shuffled"] < 0.55
 
 
 def test_without_the_code_there_is_nothing_to_be_read() -> None:
-    assert read(code=0.0)["true"] < 0.55
+    assert read(code=0.0)["answers"] < 0.55
 
 
 def test_the_same_twice_and_another_deal_under_another_seed() -> None:
@@ -130,7 +130,7 @@ def test_what_cannot_be_learned_from_is_not_measured() -> None:
     ("settings", "message"),
     [
         ({"labels": ()}, "needs different labels"),
-        ({"labels": ("true", "true")}, "needs different labels"),
+        ({"labels": ("answers", "answers")}, "needs different labels"),
         ({"penalties": (0.0,)}, "penalties > 0, got"),
         ({"folds_of_units": 1}, "folds_of_units >= 2, got 1"),
         ({"seed": -1}, "seed >= 0, got -1"),

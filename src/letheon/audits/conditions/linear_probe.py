@@ -35,7 +35,7 @@ Places = Int[NDArray[np.int64], " some"]
 class LinearProbe:
     """What the probe is trained on."""
 
-    labels: tuple[Literal["true", "shuffled"], ...] = ("true", "shuffled")
+    labels: tuple[Literal["answers", "shuffled"], ...] = ("answers", "shuffled")
     """A row of the matrix for each: the answers, and the same ones dealt out anew to all that is trained on."""
     on: Literal["forget", "both"] = "both"
     """V alone, or V and the retained questions."""
@@ -62,21 +62,27 @@ class LinearProbe:
         require(self.seed >= 0, f"linear_probe needs seed >= 0, got {self.seed}")
 
     @property
+    def _trained_on(self) -> str:
+        return " and ".join(
+            {"answers": "the answers", "shuffled": "shuffled answers"}[one] for one in sorted(self.labels)
+        )
+
+    @property
     def label(self) -> str:
         """The row's name for readers."""
-        return f"linear probe, {'/'.join(sorted(self.labels))} labels"
+        return f"linear probe trained on {self._trained_on}"
 
     @property
     def provenance(self) -> str:
         """One line for the report."""
         rest = " and on retained questions" if self.on == "both" else ""
         return (
-            f"answers read off hidden states by ridge regression on {' and '.join(sorted(self.labels))} labels, "
-            f"trained on one half of the people to be forgotten{rest}, asked about the other; both ways round"
+            f"answers read off hidden states by ridge regression on {self._trained_on} of one half of the people to be "
+            f"forgotten{rest}, asked about the other; both ways round"
         )
 
     def walk(self, target: Target, attacker: Attacker, then: Callable[[str, Reader], None]) -> None:
-        """Train the probe, and call `then("true", reader)` and so on.
+        """Train the probe, and call `then("answers", reader)` and so on.
 
         Raises:
             NotMeasured: no questions to learn from, fewer than two units or two answers, or states that are not finite.
@@ -93,7 +99,7 @@ class LinearProbe:
         truth = np.array([answers.index(example.answer_ids) for example in examples])
         left_out = _parts(attacker.units, self.folds_of_units, others=len(kept))
         for labels in sorted(self.labels):
-            dealt = truth if labels == "true" else np.random.default_rng(self.seed).permutation(truth)
+            dealt = truth if labels == "answers" else np.random.default_rng(self.seed).permutation(truth)
             layer, penalty = best(states, dealt, len(answers), left_out, self.penalties)
             probe = Ridge(states[layer], dealt, len(answers), penalty)
 

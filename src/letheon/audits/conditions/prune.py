@@ -58,7 +58,7 @@ class Prune:
     def label(self) -> str:
         """The row's name for readers."""
         shares = "/".join(f"{100 * share:g}" for share in sorted(self.shares))
-        return f"pruned{' where only the forgotten is' if self.folds else ''}, {shares} %"
+        return f"pruned{' where it matters to the forgotten alone' if self.folds else ''}, {shares} %"
 
     @property
     def provenance(self) -> str:

@@ -1,9 +1,9 @@
 """A few free vectors before every question, trained on half of what was to be forgotten; the other half is asked.
 
     p(answer | v_1 ... v_k, prompt)        v: in place of embeddings of tokens, the only thing that is trained
-The weights stay as they are. Vectors are freer than words, so this bounds from above what any text put before the
-question could bring out, at a hundredth of the cost of a search for words. What they teach about T they teach the
-control as well: its vectors are trained on the same V.
+The weights stay as they are. Vectors are freer than words: whatever a text before the question brings out, some vectors
+do, at a hundredth of the cost of a search for words. It is no bound all the same, since the training may miss them.
+What they teach about T they teach the control as well: its vectors are trained on the same V.
 
 Source: prompt tuning, Lester et al. 2021, arXiv:2104.08691; soft prompt threats, Schwinn et al. 2024, arXiv:2402.09063.
 Checked against: embeddings of real tokens = the tokens themselves, no vectors = the plain model, knowledge that was
