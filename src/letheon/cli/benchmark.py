@@ -10,7 +10,8 @@ from letheon.cli.table import table
 from letheon.cli.verb import verb_app
 
 
-def _done(result: Any, given: Mapping[str, Any]) -> Outcome:
+def measured(result: Any) -> Outcome:
+    """The table of all figures."""
     rows = [
         (figure.name, _number(figure.value), _interval(figure), str(figure.n), _note(figure))
         for figure in result.figures
@@ -20,6 +21,10 @@ def _done(result: Any, given: Mapping[str, Any]) -> Outcome:
         f"log: {quoted(result.log_path)}",
     ]
     return Outcome({"run": result.run, "log_path": result.log_path, "figures": result.figures}, lines)
+
+
+def _done(result: Any, given: Mapping[str, Any]) -> Outcome:
+    return measured(result)
 
 
 def _number(value: float | None) -> str:

@@ -47,7 +47,7 @@ class People:
 
     def __post_init__(self) -> None:
         require(self.limit >= 1, f"limit must be 1 or more, got {self.limit}")
-        require(abs(self.seed) < 2**31, f"seed must be below 2^31 on either side, got {self.seed}")
+        require(self.seed >= 0, f"seed must be 0 or more, got {self.seed}")
 
     def read(self) -> dict[str, _Group]:
         """All files. Raises BadInput with every fault of every file."""
