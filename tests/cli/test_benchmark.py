@@ -11,7 +11,19 @@ from letheon.audits.itemized import Figure
 from letheon.cli.benchmark import measured
 from tests.audits.benchmarks.data import choices_file, tofu_files
 
-PEOPLE = ("benchmark", "m", "--benchmark", "people", "--benchmark.limit", 20, "--resamples", 1000, "--out", "o", "--quiet")
+PEOPLE = (
+    "benchmark",
+    "m",
+    "--benchmark",
+    "people",
+    "--benchmark.limit",
+    20,
+    "--resamples",
+    1000,
+    "--out",
+    "o",
+    "--quiet",
+)
 
 
 def test_it_prints_a_table_and_the_log_or_json(letheon: Callable[..., Any], here: Path) -> None:
