@@ -19,6 +19,7 @@ from letheon.data.encode import Encoder
 from letheon.errors import BadInput
 from tests.audits.benchmarks.data import WORDS, by_name, muse_files, scorer, taught, write
 from tests.audits.fakes import uniform_model
+from tests.audits.mini import Mini
 from tests.toys import bos_tokenizer, llama, tokenizer
 
 HOW = Resampling(resamples=1000)
@@ -248,3 +249,28 @@ def test_only_privacy_is_asked_of_the_reference() -> None:
         "privleak_forget",
         "privleak_holdout",
     ]
+
+
+def test_a_trained_model_and_one_that_never_saw_the_people(mini: Mini, tmp_path: Path) -> None:
+    """The embedded world in MUSE's form: memorised is near -100, the reference is 0, utility is kept by both."""
+    for role, place in (("forget", "forget"), ("holdout", "holdout")):
+        texts = [one.text for one in mini.data(role).texts]
+        write(tmp_path / f"privleak/{place}.json", texts, as_array=True)
+    halves = [one.text.split() for one in mini.data("forget").texts]
+    verbatim = [{"prompt": " ".join(words[:8]), "gt": " ".join(words[8:])} for words in halves]
+    write(tmp_path / "verbmem/forget.json", verbatim)
+    for role in ("forget", "retain"):
+        pairs = [{"question": one.prompt, "answer": one.answer} for one in mini.data(role).questions]
+        write(tmp_path / f"knowmem/{role}_qa.json", pairs[2:10])
+        write(tmp_path / f"knowmem/{role}_qa_icl.json", pairs[:2])
+    made = Muse(data=tmp_path, shown=1, verbatim_tokens=24, answer_tokens=8)
+    plain = Encoder(mini.encoder.tokenizer, max_length=128)
+    tables = {}
+    for name, folder in (("target", mini.target), ("reference", mini.reference)):
+        asker = scorer(mini.load(folder), coder=plain)
+        tables[name] = {key: made.measure(one, asker).table for key, one in made.pose(made.read(), plain).items()}
+    target, reference = (by_name(made.figures(tables[name], tables["reference"], HOW)) for name in tables)
+    assert target["privleak.min_k_40"].value < -80 and reference["privleak.min_k_40"].value == 0
+    assert 0.1 < reference["privleak.min_k_40.A"].value < 0.9
+    name = "verbmem.rougeL_f1.nostem"
+    assert target[name].value > reference[name].value + 0.1

@@ -110,7 +110,8 @@ def test_every_aggregate_is_that_of_a_slow_second_implementation(form: Any, tmp_
     expected = Slow(model, form).figures(folder, 36)
     for name, value in expected.items():
         assert found[name].value == pytest.approx(value, rel=2e-5, abs=1e-7), name
-    assert set(found) - set(expected) == {"forget_quality.ks.truth_ratio_geometric.p"}
+    variants = ("geometric", "arithmetic")
+    assert set(found) - set(expected) == {f"forget_quality.ks.truth_ratio_{variant}.p" for variant in variants}
     assert form == "phi" or expected["forget.rougeL_recall.stem"] > 0
 
 
@@ -135,6 +136,7 @@ def test_forget_quality_against_itself_is_one_and_against_another_is_named(tmp_p
     assert (same[f"{name}.p"].value, same[f"{name}.D"].value, same[f"{name}.log10_p"].value) == (1, 0, 0)
     apart = by_name(made.figures(tables, others, HOW))
     assert 0 < apart[f"{name}.D"].value <= 1 and apart[f"{name}.p"].value < 1
+    assert apart["forget_quality.ks.truth_ratio_arithmetic.p"].value < 1
     assert "n 25 and 25; never below 10^-13.8" in apart[f"{name}.p"].note
     absent = by_name(made.figures(tables, None, HOW))[f"{name}.p"]
     assert absent.value is None and "letheon train BASE --data retain99.jsonl" in absent.note

@@ -5,7 +5,7 @@
     ROUGE-L        recall of the greedy answer, with stemmer
     truth ratio    wrong over right answers, geometric (R_g: leaderboard, open-unlearning) and arithmetic (R_a: paper)
     model utility  harmonic mean of the three over retain, real authors, world facts; 0 if any of the nine is 0
-    forget quality Kolmogorov-Smirnov p of the forget set's R_g against a retrained model's (--reference)
+    forget quality Kolmogorov-Smirnov p of the forget set's truth ratios against a retrained model's (--reference)
 The first `limit` items of a set are asked, as the published code does. An author is 20 questions in a row; intervals
 are over authors, and over items for real authors and world facts.
 
@@ -186,10 +186,12 @@ class Tofu:
             for variant in ("geometric", "arithmetic"):
                 found.append(_truth_figure(name, variant, table, how))
         found += [_utility(tables, variant, how) for variant in ("geometric", "arithmetic")]
-        return [*found, *self._forget_quality(tables["forget"], reference)]
+        for variant in ("geometric", "arithmetic"):
+            found += self._forget_quality(variant, tables["forget"], reference)
+        return found
 
-    def _forget_quality(self, table: Table, reference: Tables | None) -> list[Figure]:
-        name = "forget_quality.ks.truth_ratio_geometric"
+    def _forget_quality(self, variant: str, table: Table, reference: Tables | None) -> list[Figure]:
+        name, n = f"forget_quality.ks.truth_ratio_{variant}", len(table.items)
         if reference is None:
             retain = f"retain{100 - int(self.split[-2:])}"
             return [
@@ -197,19 +199,17 @@ class Tofu:
                     f"{name}.p",
                     f"needs a model trained without {self.split}. Make one: letheon train BASE --data {retain}.jsonl, "
                     "then give --reference its folder, or the benchmark.json of a run on it",
+                    n=n,
                 )
             ]
-        column = "log_truth_ratio.geometric"
+        column = f"log_truth_ratio.{variant}"
         try:
             found = forget_quality(table.column(column), reference["forget"].column(column), fewest=FEWEST)
         except NotMeasured as reason:
-            return [not_measured(f"{name}.p", str(reason), n=len(table.items))]
-        n = len(table.items)
-        said = (
-            f"n {found.n[0]} and {found.n[1]}; never below 10^{found.floor_log10:.2f}, where the samples do not overlap"
-        )
+            return [not_measured(f"{name}.p", str(reason), n=n)]
+        floor = f"never below 10^{found.floor_log10:.2f}, where the samples do not overlap"
         return [
-            Figure(f"{name}.p", found.p, n=n, better="high", note=said),
+            Figure(f"{name}.p", found.p, n=n, better="high", note=f"n {found.n[0]} and {found.n[1]}; {floor}"),
             Figure(f"{name}.log10_p", found.log10_p, n=n, better="high"),
             Figure(f"{name}.D", found.statistic, n=n, better="low"),
         ]

@@ -10,7 +10,7 @@ Chance is 1 / choices. Utility is the same measure of another file, such as MMLU
 Published letters of Zephyr-7B after RMU: bio 0.312, cyber 0.282.
 
 Source: WMDP, arXiv:2403.03218, as lm-evaluation-harness asks it.
-Checked against: one slow forward a letter, a uniform model, a model that only knows letters.
+Checked against: one slow forward a letter, a uniform model, a model that always says one letter.
 """
 
 from __future__ import annotations
