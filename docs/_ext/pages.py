@@ -27,6 +27,7 @@ HEADINGS = {
     "format": ("Formats", "What a low-bit model is written as, and who opens it (`letheon quantize --format`)."),
     "probe": ("Probes", "The columns of an audit: what the model is asked."),
     "condition": ("Conditions", "The rows of an audit: what is done to the model before it is asked."),
+    "benchmark": ("Benchmarks", "Published questions with their own definitions (`letheon benchmark --benchmark`)."),
 }
 """Kinds whose question can be said better than by their name; any other kind is shown under its name."""
 

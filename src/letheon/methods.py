@@ -36,6 +36,7 @@ KINDS: dict[str, str] = {
     "format": "quantization/formats",
     "probe": "audits/probes",
     "condition": "audits/conditions",
+    "benchmark": "audits/benchmarks",
 }
 """Kind of method -> its folder below the package. Adding a method never touches this table; only a new kind does."""
 

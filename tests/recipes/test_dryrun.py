@@ -328,6 +328,9 @@ FAULTY: dict[str, tuple[str, dict[str, Any]]] = {
     "audit, nothing given": ("audit", {"model": "m"}),
     "audit, another vocabulary": ("audit", {"model": "m", **DATA, "original": "other"}),
     "audit, what does not fit": ("audit", {"model": "short", **DATA, "original": "short"}),
+    "benchmark": ("benchmark", {"model": "no", "benchmark": {"name": "wmdp", "data": "no.jsonl"}, "seed": -1}),
+    "benchmark, nothing given": ("benchmark", {"model": "m"}),
+    "benchmark, what does not fit": ("benchmark", {"model": "short", "benchmark": {"name": "people"}}),
     "out is no run": ("train", {"model": "m", "data": "r.jsonl", "out": "m"}),
 }
 

@@ -288,6 +288,14 @@ def test_the_model_is_the_folder_made_last(here: Path, told: Verbs, steps: str, 
     assert "shipped" not in told.told[-1][1]
 
 
+def test_a_benchmark_makes_no_model_and_its_reference_may_be_a_log(here: Path, told: Verbs) -> None:
+    (here / "log.json").write_text("{}")
+    measured = "{benchmark: {benchmark: people, reference: log.json}}"
+    text = f"out: o\nsteps: [{{forget: {{model: m, forget_data: f.jsonl}}}}, {measured}, {{audit: {{}}}}]"
+    run(written(here, text), progress=QUIET)
+    assert [settings["model"] for _, settings in told.told[1:]] == [Path("o") / "1-forget"] * 2
+
+
 @pytest.mark.parametrize(
     ("quantize", "audit"),
     [

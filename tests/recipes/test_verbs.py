@@ -19,6 +19,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "forget": {"model": "m", "forget_data": "f.jsonl"},
     "quantize": {"model": "m"},
     "audit": {"model": "m"},
+    "benchmark": {"model": "m", "benchmark": "people"},
 }
 
 

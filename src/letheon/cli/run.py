@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from letheon.cli.benchmark import measured
 from letheon.cli.ending import Outcome, finish, quoted
 from letheon.cli.judged import judged
 from letheon.cli.simple import JSON, QUIET, command, new_app
@@ -43,7 +44,11 @@ def _of_chain(done: Any) -> Outcome:
     if "audit" in results:
         ending = judged(results["audit"])
         results["audit"] = ending.result  # without every single score, which stand in audit.json
-    lines = [f"done: {quoted(done.folder)}", *ending.lines]
+    said: list[str] = []
+    if "benchmark" in results:
+        outcome = measured(results["benchmark"])
+        results["benchmark"], said = outcome.result, list(outcome.lines)
+    lines = [f"done: {quoted(done.folder)}", *said, *ending.lines]
     return Outcome({"folder": done.folder, "results": results}, lines, next=ending.next, code=ending.code)
 
 

@@ -215,7 +215,7 @@ def _faults_of_incomplete(
     verb: str, values: Mapping[str, Any], absent: Sequence[Setting], *, is_printing: bool
 ) -> list[str]:
     """What was not given, in the words of the command line, and what is wrong with all that was."""
-    wanted = [f"no {_wanted(setting)}: {verbs.description(setting)}" for setting in absent]
+    wanted = [f"no {_wanted(verb, setting)}: {verbs.description(setting)}" for setting in absent]
     if not values:
         return wanted
     from letheon.recipes.dryrun import check
@@ -308,8 +308,8 @@ def _pairs(texts: Sequence[str]) -> dict[str, str]:
     return {ours: theirs for ours, _, theirs in (text.partition("=") for text in texts)}
 
 
-def _wanted(setting: Setting) -> str:
-    return "MODEL" if setting.name == "model" else f"{flag(setting.name)} {_metavar(setting, {})}"
+def _wanted(verb: str, setting: Setting) -> str:
+    return "MODEL" if setting.name == "model" else f"{flag(setting.name)} {_metavar(setting, verbs.kinds(verb))}"
 
 
 def _print_config(verb: str, values: Mapping[str, Any]) -> None:

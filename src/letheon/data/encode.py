@@ -118,6 +118,29 @@ class Encoder:
         before = start + before[cut + len(start) :]
         return Example(tuple(before + after), len(before), cut)
 
+    def followed(self, shown: str, rest: str, *, is_ended: bool = True) -> Example:
+        """`rest` as it follows `shown`, both to the letter: no template, no space between them, nothing cut.
+
+        Args:
+            shown: text that is not labelled; the beginning-of-text token stands before it where there is one.
+            rest: labelled text.
+            is_ended: whether the end of text is labelled behind it.
+        Raises:
+            BadInput: a side without tokens, or more tokens than the window holds.
+        """
+        before = ([self.bos] if self.bos is not None else []) + self._tokens_of_prompt(shown)
+        after = self._behind(shown, rest)
+        for text, ids in ((shown, before), (rest, after)):
+            if not ids:
+                raise BadInput(f"{text[:40]!r} has no tokens. Give a text that the tokenizer knows")
+        ids = [*before, *after, *([self.eos] if is_ended else [])]
+        if len(ids) > self.max_length:
+            raise BadInput(
+                f"{shown[:40]!r} and what follows have {len(ids)} tokens, and the context window {self.max_length}. "
+                "Nothing is cut here: use a model with a longer window"
+            )
+        return Example(tuple(ids), len(before))
+
     def prompt_ids(self, prompt: str) -> list[int]:
         """What the model is shown before it answers, uncut."""
         if self.uses_chat:

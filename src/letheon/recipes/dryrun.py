@@ -86,6 +86,8 @@ def dry_run(verb: str, settings: Mapping[str, Any]) -> DryRun:
         )
     checked = check(verb, settings)
     free = _free_bytes(checked.device)
+    if checked.estimate is None:
+        return DryRun(verb, checked.device, {}, None, free, None, None, None, checked.warnings)
     try:
         found = checked.estimate()
     except BadInput:  # such as an architecture that transformers does not know: the verb would refuse it as well
@@ -138,7 +140,8 @@ class Checked:
 
     device: str
     warnings: tuple[str, ...]
-    estimate: Callable[[], Estimate]
+    estimate: Callable[[], Estimate] | None
+    """None where nothing is known of it."""
     methods: tuple[Any, ...]
     """What was chosen; a file of the user's own may be among them."""
 
@@ -191,11 +194,21 @@ def _audit(settings: dict[str, Any]) -> Checked:
     return Checked(request.device, warnings, lambda: of_audit(request, encoder, plan), tuple(request.also.values()))
 
 
+def _benchmark(settings: dict[str, Any]) -> Checked:
+    from letheon.audits import benchmark
+
+    request = benchmark.check_request(settings)
+    _check_out(request.run)
+    benchmark.prepare(request)
+    return Checked(request.device, request.warnings, None, (request.method,))
+
+
 _CHECKS: dict[str, Callable[[dict[str, Any]], Checked]] = {
     "train": _train,
     "forget": _forget,
     "quantize": _quantize,
     "audit": _audit,
+    "benchmark": _benchmark,
 }
 
 

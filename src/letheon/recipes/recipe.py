@@ -208,7 +208,7 @@ def _faults_of_chain(recipe: Recipe, *, allow_code: bool, where: str = "") -> li
             problems.append(f"{place}: unknown key 'out'. All steps share the recipe's own 'out'")
         if made:
             values.setdefault("model", "the step before")
-        made = made or step.verb != "audit"
+        made = made or step.verb not in verbs.MAKE_NO_MODEL
         if not allow_code:
             problems += [f"{place}.{problem}" for problem in verbs.own_code(step.verb, values)]
             values = {name: value for name, value in values.items() if not verbs.own_code(step.verb, {name: value})}
@@ -246,7 +246,9 @@ def _checks(step: Step) -> Iterable[Callable[[], Any]]:
 
     given = {name: value for name, value in step.settings.items() if value is not None}
     columns = given.get("columns")
-    for name in (name for name in _MODELS if name in given):
+    # The reference of a benchmark may be a log, which the benchmark itself reads.
+    models = ("model",) if step.verb == "benchmark" else _MODELS
+    for name in (name for name in models if name in given):
         role = "MODEL" if name == "model" else name
         look = inspect_any if name == "shipped" else inspect_model
         yield lambda path=given[name], role=role, look=look: look(Path(path), role=role)  # type: ignore[misc]
@@ -314,7 +316,7 @@ def _from_before(step: Step, results: Mapping[str, Any], *, rounded: Path | None
     An audit is of the model that forgot, at full precision; what was quantized from it is the file that ships. So an
     audit of another model than this one, or than the `rounded` one, gets no such file.
     """
-    folders = {name: result.folder for name, result in results.items() if name != "audit"}
+    folders = {name: result.folder for name, result in results.items() if name not in verbs.MAKE_NO_MODEL}
     full = [folder for name, folder in folders.items() if name != "quantize"]
     if step.verb == "audit" and full and rounded is not None:
         same = {Path(path).resolve() for path in (step.settings.get("model", full[-1]), full[-1], rounded)}

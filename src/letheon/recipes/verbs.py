@@ -22,8 +22,10 @@ from letheon.errors import BadInput, UnknownName
 from letheon.methods import KINDS, Setting, build, describe, settings_in
 from letheon.settings import fill, plain
 
-VERBS = ("train", "forget", "quantize", "audit")
+VERBS = ("train", "forget", "quantize", "audit", "benchmark")
 """In the order of a request's life."""
+MAKE_NO_MODEL = frozenset({"audit", "benchmark"})
+"""Verbs after which the model is still the one that an earlier step made."""
 
 _KIND = re.compile(r"[:,]? ?\ba method of kind `?(\w+)`?")
 
