@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from letheon.audits.attacked import rows_of
+from letheon.audits.budget import Budget
 from letheon.audits.codes import code_figures
 from letheon.audits.columns import Scores
 from letheon.audits.earlier import Joined, caveat, each_alone, joined, with_each
@@ -88,6 +89,9 @@ class AuditSettings:
     """Of the resampling and of invented names."""
     resamples: int | None = None
     """Resamples of an interval; null: the protocol's. Another number is for trying things out: the verdict says so."""
+    budget_s: float | None = None
+    """Seconds after which no further condition is begun, > 0. What was not begun is not measured, "budget exhausted",
+    and never passed. null: no end."""
     template: str = "auto"
     """auto, plain, chat, or a text with {prompt}."""
     columns: dict[str, str] = field(default_factory=dict)
@@ -162,6 +166,7 @@ def audit(model: Path | str, *, progress: Progress | None = None, **settings: An
         "seed": wanted.seed,
         "resamples": wanted.resamples or request.protocol.resamples,
         "also": {name: describe(condition) for name, condition in request.also.items()},
+        **({} if wanted.budget_s is None else {"budget_s": wanted.budget_s}),
         "template": wanted.template,
         "columns": wanted.columns,
     }
@@ -323,6 +328,10 @@ def _also(wanted: AuditSettings) -> dict[str, Any]:
 def _check_numbers(wanted: AuditSettings) -> None:
     require(wanted.seed >= 0, f"seed must be 0 or more, got {wanted.seed}")
     require(
+        wanted.budget_s is None or wanted.budget_s > 0,
+        f"budget_s must be > 0 seconds, got {wanted.budget_s}; leave it out for no end",
+    )
+    require(
         wanted.resamples is None or wanted.resamples >= 1000, f"resamples must be at least 1000, got {wanted.resamples}"
     )
 
@@ -396,7 +405,8 @@ def _measure(
                 items.extend(said(plan.sets, scorer, role=role, condition=condition, hashed=hashed))
 
     around = describe_environment(environment(request.device))
-    asker = Asker(plan, encoder, request.device, around, advance, original=folders["original"])
+    budget = Budget(wanted.budget_s)
+    asker = Asker(plan, encoder, request.device, around, advance, original=folders["original"], budget=budget)
     progress.say(f"audit: {wanted.model}, protocol {protocol.name}, control: {control.sentence}")
     progress.start()
     original_model = load_model(folders["original"].path, device=request.device)

@@ -13,12 +13,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from letheon.audits.asked import AskedSets
 from letheon.audits.attacked import Attack, attacked_rows, walks
+from letheon.audits.budget import Budget, BudgetExhausted
 from letheon.audits.matrix import HALF, Answer
 from letheon.audits.plan import Plan
 from letheon.audits.readers import Reader, read_column
@@ -45,6 +46,8 @@ class Asker:
     """Called with a word for each condition done."""
     original: ModelFolder | None = None
     """What an attacker may have besides: the model before it was unlearned."""
+    budget: Budget = field(default_factory=Budget)
+    """When conditions are no longer begun."""
 
     def table(
         self,
@@ -72,6 +75,7 @@ class Asker:
             name, condition = next(iter(walk.items()))
             scorer.forget_results()
             try:
+                self.budget.check(name)
                 if isinstance(condition, Attack):
                     with_utility = {row for row in walk if utility_at is None or row in utility_at}
                     self._attacked(walk, folder, scorer, self_control, with_utility, own, control)
@@ -104,6 +108,8 @@ class Asker:
                 self.advance(f"{name} (kept from an earlier audit)")
             return kept
         rows, _, _ = self.table(folder, conditions, utility_at=utility_at)
+        if any(isinstance(answer, BudgetExhausted) for row in rows.values() for answer in row.values()):
+            return rows  # another audit may have the time
         positions = {name: position for position, name in enumerate(names)}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, to_plain({"model": rows}, positions.__getitem__))
@@ -222,7 +228,7 @@ class Asker:
 
 def _kept(reason: NotMeasured) -> NotMeasured:
     """The reason without its traceback, whose frames would hold the model until the audit ends."""
-    return NotMeasured(str(reason))
+    return type(reason)(str(reason))
 
 
 def cache_folder() -> Path:
