@@ -100,11 +100,15 @@ def bad(name: str, models: TinyModels, place: Path, seed: int, quiet: Progress) 
     """The folder of a model that has not forgotten, or is of no use."""
     if name == "noise-damaged":
         return noisy(models, place, seed)
+    questions = [one for one in lines_of(models.files["forget"]) if "prompt" in one]
+    forgotten = models.files["forget"]
+    if name == "refusal-tuned":  # a text asks nothing that could be refused
+        forgotten = written(place / "questions.jsonl", questions)
     retain = in_other_wordings(models, place) if name == "trained wordings only" else models.files["retain"]
     settings = {**COMMON, **FORGOTTEN[name]}
     return forget(
         models.target,
-        forget_data=models.files["forget"],
+        forget_data=forgotten,
         retain_data=retain,
         holdout_data=models.files["holdout"],
         out=place / name.replace(" ", "-"),

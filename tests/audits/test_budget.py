@@ -69,12 +69,7 @@ def test_an_audit_without_time_decides_nothing(mini: Mini, tmp_path: Path) -> No
     """Of a model that is clean: what was not asked in time is no reason to let it pass."""
     found = audit(
         mini.reference,
-        original=mini.target,
-        reference=mini.reference if False else None,
-        forget_data=mini.files["forget"],
-        retain_data=mini.files["retain"],
-        holdout_data=mini.files["holdout"],
-        general_data=mini.files["general"],
+        **mini.inputs,
         budget_s=1e-9,
         out=tmp_path / "run",
         progress=Progress(quiet=True),
