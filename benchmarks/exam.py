@@ -105,7 +105,7 @@ def exam(
     if attack:
         settings = {"name": "relearn", "learning_rate": rate}
         walk = {f"relearn_{steps}": build("condition", {**settings, "steps": [steps]}) for steps in attack}
-        rows = attacked_rows(walk, scorer, sets, lambda row, now: [{"forget": _scores(scorer, now, "forget")}])
+        rows = attacked_rows(walk, scorer, sets, lambda row, now, reader: [{"forget": _scores(scorer, now, "forget")}])
         for name, [row] in rows.items():
             found[name] = {"forget": float(np.mean(row["forget"].values))}  # type: ignore[union-attr]
     if keep is not None:
