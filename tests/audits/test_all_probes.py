@@ -23,6 +23,7 @@ from letheon.audits.verify import verify
 from letheon.data.records import DataFile
 from letheon.methods import names
 from letheon.models import inspect_model
+from letheon.recipes.audit_estimates import _notes
 from tests.audits.conftest import QUICKLY
 from tests.audits.mini import Mini
 from tests.toys import write_lines
@@ -149,3 +150,13 @@ def test_a_whole_audit_with_every_probe_can_be_verified(
             cell: Any = cells["int4_row", column]
             assert cell["status"] == "measured" and cell["d_lower"] <= cell["d"] <= cell["d_upper"], column
     assert verify(tmp_path / "run").problems == ()
+
+
+def test_what_an_audit_with_every_probe_takes_can_be_told_before(mini: Mini, plan: Plan) -> None:
+    """The rehearsal asks what the audit asks: every set that is passed through the model, once a condition and model."""
+    notes = _notes(plan, mini.encoder)
+    for name in ("forget_texts", "forget_answers", "forget_lower_case", "holdout_texts", "retain_answers"):
+        assert notes.scored[name] >= 1, name
+    # A backward pass is two forward ones, for each of two rounded models and the original.
+    assert notes.scored["forget_texts"] - notes.scored["forget_lower_case"] == 3 * 3
+    assert notes.generated
