@@ -23,6 +23,8 @@ from letheon.audits.verify import verify
 from letheon.data.records import DataFile
 from letheon.methods import names
 from letheon.models import inspect_model
+from letheon.recipes.audit_estimates import _notes
+from letheon.reports.page import report
 from tests.audits.conftest import QUICKLY
 from tests.audits.mini import Mini
 from tests.toys import write_lines
@@ -149,3 +151,30 @@ def test_a_whole_audit_with_every_probe_can_be_verified(
             cell: Any = cells["int4_row", column]
             assert cell["status"] == "measured" and cell["d_lower"] <= cell["d"] <= cell["d_upper"], column
     assert verify(tmp_path / "run").problems == ()
+    page = report(tmp_path / "run").read_text(encoding="utf-8")
+    for column in HELD_STRONGER:
+        assert found.audit["columns"][column]["label"] in page, "a column that the page has no words for has its label"
+
+
+def test_a_reference_is_asked_the_same_items(mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Differences are paired, and what the target knows beyond it is found in the columns that can be required."""
+    monkeypatch.setattr(audit_module, "read_protocol", lambda _: every_probe())
+    found = audit(mini.target, reference=mini.reference, out=tmp_path / "run", **mini.inputs, **QUICKLY)
+    cells = {one["column"]: one for one in found.audit["cells"] if one["condition"] == "int4_row"}
+    assert found.audit["control"]["is_paired"]
+    for column in HELD_STRONGER:
+        assert cells[column]["d_lower"] > 0.1 and cells[column]["control"] < 0.6, column
+    for column in ("membership_loss", "membership_min_k_plus_20", "membership_gradient"):
+        assert cells[column]["value"] > 0.9 and 0.1 < cells[column]["control"] < 0.9, column
+    for letters in ("forget_choice_letters", "retain_choice_letters_mean"):
+        assert cells[letters]["status"] == "not measured" and MANY_TOKENS in cells[letters]["reason"]
+
+
+def test_what_an_audit_with_every_probe_takes_can_be_told_before(mini: Mini, plan: Plan) -> None:
+    """The rehearsal asks what the audit asks: every set that is passed through the model, once a condition and model."""
+    notes = _notes(plan, mini.encoder)
+    for name in ("forget_texts", "forget_answers", "forget_lower_case", "holdout_texts", "retain_answers"):
+        assert notes.scored[name] >= 1, name
+    # A backward pass is two forward ones, for each of two rounded models and the original.
+    assert notes.scored["forget_texts"] - notes.scored["forget_lower_case"] == 3 * 3
+    assert notes.generated

@@ -168,6 +168,14 @@ def test_answers_that_do_not_fit_together_are_told_with_their_lines_when_they_ar
     ]
 
 
+def test_a_wish_that_nobody_grants_is_refused() -> None:
+    """A slip in a probe of one's own would else be a set that is never there."""
+    with pytest.raises(BadInput, match=r"'letter' is not something that a probe can ask .* Did you mean 'letters'"):
+        make_sets(
+            {"forget": data("forget", *people(1, 1))}, encoder=encoder(), limits={}, only_units={}, also=("letter",)
+        )
+
+
 def test_records_by_what_a_column_is_about() -> None:
     offered = replace(question("Who?", "Bru", line=1), choices=("Bru", "Dax"))
     bare, words = question("Who?", "Bru", line=2), text("A ran.", line=3)

@@ -47,6 +47,15 @@ def test_the_shade_is_the_distance_that_hurts(
     assert found[0] == pytest.approx(shade) and found[1] == hue
 
 
+def test_what_is_no_sign_of_knowledge_has_no_colour_and_a_share_that_grows_has_its_size(fakes: ModuleType) -> None:
+    audit = fakes.make_audit("gate")
+    audit["columns"]["ratio"] = {"about": "forget", "better": "high"}
+    audit["columns"]["repetition"] = {"about": "utility", "better": "low", "aggregate": "mean"}
+    assert shade_of(audit, {"column": "ratio", "d": 0.6}) == (0.0, "warm")
+    assert shade_of(audit, {"column": "repetition", "value": 0.25, "original": 0.0}) == (0.25, "warm")
+    assert shade_of(audit, {"column": "repetition", "value": 0.0, "original": 0.25}) == (0.0, "warm")
+
+
 def test_the_ends_of_the_scale_stand_above_the_conditions(fakes: ModuleType) -> None:
     forget, utility = matrix(fakes.make_audit("gate"), Reasons())
     assert [row["cells"][0] for row in forget["before"]] == ["1.00", "0.02"]

@@ -11,6 +11,7 @@ import torch
 from letheon.data.batches import by_length
 from letheon.data.encode import Example
 from letheon.errors import NotMeasured
+from letheon.numerics.familiarity import min_k_plus
 from letheon.training import scoring
 from letheon.training.losses import Body, TokenLoss
 from letheon.training.scoring import first_log_probs, gradient_norms, score_batches, score_examples
@@ -258,3 +259,10 @@ def test_a_model_without_weights_takes_no_gradient() -> None:
     with pytest.raises(NotMeasured, match="takes a gradient"):
         gradient_norms(body, [example], pad=0)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_large_vocabulary_of_equal_words_has_no_moments_beyond_rounding() -> None:
+    found = scoring._score_logits(torch.full((3, 128_256), 2.5), torch.tensor([0, 5, 128_255]), True)
+    assert found.moments[0].tolist() == pytest.approx([-np.log(128_256)] * 3, rel=1e-7)
+    assert found.moments[1].tolist() == [0.0] * 3
+    assert [min_k_plus(found.log_probs[[k]], found.moments[:, [k]], 1.0) for k in range(3)] == [0.0] * 3

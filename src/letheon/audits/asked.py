@@ -19,7 +19,7 @@ from letheon.audits.offered import Item, answers_of, has_wrong, letters_of, ques
 from letheon.data.encode import Encoder, Example
 from letheon.data.records import MAX_SHOWN, DataFile, Record
 from letheon.data.sampling import sample
-from letheon.errors import BadInput
+from letheon.errors import BadInput, UnknownName
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,11 @@ def make_sets(
         only_units: role -> the units that may be asked about; all when a role is absent.
         also: what else, of `ASKS`.
     """
+    unknown = [
+        UnknownName(name, ASKS, what="something that a probe can ask (asks)") for name in sorted(set(also) - set(ASKS))
+    ]
+    if unknown:
+        raise BadInput([problem for error in unknown for problem in error.problems])
     sets: dict[str, Asked] = {}
     problems: list[str] = []
     for role, file in data.items():

@@ -68,7 +68,7 @@ class Scorer:
         kept = self._scores.get(asked.name)
         if kept is None or (moments and kept.moments is None):
             kept = score_batches(self.body, self._in_batches(asked), moments=moments)
-            if not all(map(_is_finite, [*kept.token_log_probs, *(kept.moments or ())])):
+            if not all(map(_is_finite, kept.token_log_probs)):
                 raise NotMeasured(f"the model's log-probabilities on {asked.name} are not finite")
             self._scores[asked.name] = kept
         return kept

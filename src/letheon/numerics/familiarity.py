@@ -30,7 +30,7 @@ Numbers = Sequence[Any] | NDArray[Any]
 """A list or a one-axis array."""
 MIN_VARIANCE = 1e-6
 """Of log p under p, nats squared: below it Min-K++ would divide by nothing."""
-RESOLUTION = 1e-6
+RESOLUTION = 2e-6
 """Nats: a log-probability in float32 is known no better."""
 
 

@@ -215,11 +215,12 @@ def shade_of(audit: Audit, cell: Cell) -> tuple[float, str]:
         if not is_number(value) or not is_number(original):
             return 0.0, "warm"
         assert value is not None and original is not None
-        grows = column.get("better") == "low"
-        fall = math.log10(max(value, 1e-9) / max(original, 1e-9)) if grows else original - value
+        fall = value - original if column.get("better") == "low" else original - value
+        if column.get("aggregate") == "exp_mean":
+            fall = math.log10(max(value, 1e-9) / max(original, 1e-9))
         return _unit(fall), "warm"
-    if not is_number(distance):
-        return 0.0, "warm"
+    if not is_number(distance) or (column.get("about") == "forget" and column.get("better", "low") != "low"):
+        return 0.0, "warm"  # more of a truth ratio is no knowledge
     assert distance is not None
     if distance < 0 and column.get("about") == "membership":
         return _unit(-distance / 0.5), "cold"

@@ -184,13 +184,13 @@ def _score_logits(
 def _moments(logits: Float[Tensor, "labels vocabulary"]) -> Float[Tensor, "2 labels"]:
     """Mean and standard deviation of log p(v) under p, float64.
 
-    The second moment is taken about the mean: as E[x^2] - mean^2 the two would cancel in float32.
+    From x = logits - largest, which is log p but for a constant: the mean is that of x less log sum exp x. The second
+    moment is taken about the mean: as E[x^2] - mean^2 the two would cancel in float32.
     """
-    log_p = torch.log_softmax(logits, -1)
-    p = log_p.exp()
-    log_p.masked_fill_(p == 0, 0.0)
-    total = p.sum(-1, dtype=torch.float64)
-    mean = (p * log_p).sum(-1, dtype=torch.float64) / total
-    log_p.sub_(mean.to(log_p.dtype).unsqueeze(-1)).square_()
-    variance = (p * log_p).sum(-1, dtype=torch.float64) / total
-    return torch.stack([mean, variance.sqrt()])
+    x = logits - logits.amax(-1, keepdim=True)
+    weight = x.exp()
+    x.masked_fill_(weight == 0, 0.0)
+    total = weight.sum(-1)
+    mean = (weight * x).sum(-1) / total
+    variance = x.sub_(mean.unsqueeze(-1)).square_().mul_(weight).sum(-1) / total
+    return torch.stack([mean.double() - total.double().log(), variance.double().sqrt()])
