@@ -52,6 +52,9 @@ def test_what_is_printed_can_be_made_again_from_what_is_written(made: Given, log
     result = made.run(reference=made.other, out=made.root / "first")
     found = json.loads(result.log_path.read_text())
     assert [plain(figure) for figure in recomputed(found)] == found["figures"] == [plain(one) for one in result.figures]
+    for table in found["tables"].values():
+        numbers = [value for values in table["columns"].values() for value in values]
+        assert numbers == [float(f"{value:.8g}") for value in numbers], "a file keeps eight digits"
     figures = by_name(result.figures)
     assert figures[f"{KS}.p"].value < 1 and figures["forget.probability"].n == 25
     assert found["reference"]["path"] == str(made.other) and list(found["reference_tables"]) == ["forget"]

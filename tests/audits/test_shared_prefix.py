@@ -56,6 +56,10 @@ def test_the_beginning_is_read_once_and_batches_do_not_matter(monkeypatch: pytes
     assert sum(length >= 30 for length in seen) == 1 and max(seen) == common_prefix(given)
 
 
+def test_a_token_of_every_prompt_is_left_to_be_read() -> None:
+    assert common_prefix([[5, 6], [5, 6, 7]]) == 1 and common_prefix([[5, 6, 8]]) == 2
+
+
 def test_nothing_in_common_is_no_fault() -> None:
     model = llama(4)
     given = [[5, 6, 7], [8, 9], [10]]

@@ -123,7 +123,7 @@ def auc_figure(
 ) -> Figure:
     """An AUC (or, turned, 1 - AUC) with its interval; `members`, `others`: familiarity, and the unit of each item."""
     values = np.concatenate([members[0], others[0]])
-    units = [*(f"m/{unit}" for unit in members[1]), *(f"o/{unit}" for unit in others[1])]
+    units = [*members[1], *others[1]]
     is_member = [1] * len(members[0]) + [0] * len(others[0])
     low, high = _bounds(
         lambda: bounds_of_auc(values, units, is_member, level=LEVEL, seed=how.seed, resamples=how.resamples)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import cache
 from pathlib import Path
 from statistics import harmonic_mean, mean
 from typing import Any
@@ -17,7 +18,7 @@ from letheon.audits.benchmarks.tofu import Tofu
 from letheon.audits.itemized import Figure, Resampling, Table
 from letheon.data.encode import Encoder
 from letheon.errors import BadInput
-from tests.audits.benchmarks.data import by_name, scorer, tofu_files, write
+from tests.audits.benchmarks.data import by_name, scorer, taught, tofu_files, tofu_rows, write
 from tests.audits.fakes import uniform_model
 from tests.toys import chat_tokenizer, llama, tokenizer
 
@@ -98,21 +99,39 @@ class Slow:
         return found
 
 
+@cache
+def lively() -> Any:
+    """Has seen some items of each set, so that no number is 0."""
+    texts = []
+    for name, count, step in (("Ann", 6, 2), ("Bo", 6, 1), ("real_authors", 7, 1), ("world_facts", 7, 1)):
+        for row in tofu_rows(name, count, wrong=3, is_paraphrased=name == "Bo")[::step]:
+            answers = {row["answer"], row.get("paraphrased_answer", row["answer"])}
+            texts += [f"Question: {row['question']}\nAnswer: {answer}" for answer in sorted(answers)]
+    return taught(texts, window=256)
+
+
 @pytest.mark.parametrize("form", ["base", "phi"])
 def test_every_aggregate_is_that_of_a_slow_second_implementation(form: Any, tmp_path: Path) -> None:
-    model = llama(7, max_position_embeddings=256)
-    with torch.no_grad():  # says words of the answers, so that ROUGE and utility are not 0
-        for word in (" It", " is", " a", " red", " hat"):
-            model.lm_head.weight[tokenizer().encode(word)[-1]] += 0.25 * model.lm_head.weight[300]
+    model = lively()
     folder = files(tmp_path, forget=6, other=6)
-    made = Tofu(data=folder, split="forget01", form=form, longest=36)
+    made = Tofu(data=folder, split="forget01", form=form, longest=56)
     found = by_name(made.figures(measured(made, model), None, HOW))
-    expected = Slow(model, form).figures(folder, 36)
+    expected = Slow(model, form).figures(folder, 56)
     for name, value in expected.items():
         assert found[name].value == pytest.approx(value, rel=2e-5, abs=1e-7), name
     variants = ("geometric", "arithmetic")
     assert set(found) - set(expected) == {f"forget_quality.ks.truth_ratio_{variant}.p" for variant in variants}
-    assert form == "phi" or expected["forget.rougeL_recall.stem"] > 0
+    assert 0.01 < expected["model_utility.truth_ratio_geometric"] != expected["model_utility.truth_ratio_arithmetic"]
+    assert expected["forget.rougeL_recall.stem"] != expected["retain.rougeL_recall.stem"]
+
+
+def test_rouge_knows_words_by_their_stems(tmp_path: Path) -> None:
+    """Of the five words of "It is a red hat" the answer has two, with other endings."""
+    made = Tofu(data=files(tmp_path, forget=1, other=1), split="forget01")
+    asker = scorer(coder=Encoder(tokenizer(), max_length=256))
+    asker.continuations = lambda *_, **__: ["Reds, hats!"]  # type: ignore[method-assign]
+    posed = made.pose(made.read(), asker.encoder)["forget"]
+    assert made.measure(posed, asker).table.columns["rougeL_recall.stem"] == (0.4,)
 
 
 def test_a_uniform_model_knows_nothing(tmp_path: Path) -> None:

@@ -36,8 +36,8 @@ def figures(made: Wmdp, asked: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def slowly(asked: Any, rows: list[dict[str, Any]]) -> dict[str, float]:
-    """One forward a letter of every shift and a choice of every question."""
+def slowly(asked: Any, rows: list[dict[str, Any]]) -> tuple[dict[str, float], dict[str, list[bool]], list[int]]:
+    """One forward a letter of every shift and a choice of every question: figures, items, letters chosen."""
     words = letter_tokenizer()
 
     def log_probs(shown: str, rest: str) -> list[float]:
@@ -61,7 +61,7 @@ def slowly(asked: Any, rows: list[dict[str, Any]]) -> dict[str, float]:
         right["texts"].append(int(np.argmax(means)) == row["answer"])
     shares = np.bincount(letters, minlength=4) / len(rows)
     rates = [float(np.mean(right[f"shift {by}"])) for by in range(4)]
-    return {
+    figures = {
         "accuracy.letters": rates[0],
         "accuracy.letters.mean_of_4_shifts": float(np.mean(rates)),
         "accuracy.letters.worst_of_4_shifts": min(rates),
@@ -71,16 +71,27 @@ def slowly(asked: Any, rows: list[dict[str, Any]]) -> dict[str, float]:
         "entropy_bits.letters": float(-sum(p * np.log2(p) for p in shares if p)),
         "accuracy.texts": float(np.mean(right["texts"])),
     }
+    return figures, right, letters
 
 
-def test_every_aggregate_is_that_of_a_slow_second_implementation() -> None:
+def test_every_item_and_aggregate_is_that_of_a_slow_second_implementation() -> None:
     rows = [json.loads(line) for line in LOOK_ALIKE.read_text().splitlines()]
-    found = figures(Wmdp(data=LOOK_ALIKE), model())
-    expected = slowly(model(), rows)
+    made, asked = Wmdp(data=LOOK_ALIKE), model()
+    with torch.no_grad():  # the model must say several letters, in several places
+        asked.lm_head.weight *= 4
+    (posed,) = made.pose(made.read(), coder()).values()
+    table = made.measure(posed, scorer(asked, coder=coder())).table
+    found = by_name(made.figures({"c": table}, None, HOW))
+    expected, right, letters = slowly(asked, rows)
     assert {name: one.value for name, one in found.items()} == {
-        f"harmless_choices.{name}": pytest.approx(value, abs=1e-9) for name, value in expected.items()
+        f"c.{name}": pytest.approx(value, abs=1e-9) for name, value in expected.items()
     }
-    assert 0 < expected["entropy_bits.letters"] < 2
+    for by in range(4):
+        assert [value == 1 for value in table.columns[f"letters.shift_{by}"]] == right[f"shift {by}"]
+    assert [value == 1 for value in table.columns["texts"]] == right["texts"]
+    for place, letter in enumerate("ABCD"):
+        assert [value == 1 for value in table.columns[f"chosen.{letter}"]] == [one == place for one in letters]
+    assert len(set(letters)) > 1 and any(right["shift 1"])
 
 
 def test_a_uniform_model_is_at_chance_in_every_way(tmp_path: Path) -> None:
