@@ -105,6 +105,7 @@ def test_what_cannot_be_rounded_is_not_measured(tmp_path: Path) -> None:
         ({"bits": 1}, BadInput, "bits"),
         ({"sequences": 0}, BadInput, "quantize_with needs sequences >= 1, got 0"),
         ({"length": 1}, BadInput, "quantize_with needs length >= 2, got 1"),
+        ({"seed": -1}, BadInput, "quantize_with needs seed >= 0, got -1"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], error: type[Exception], message: str) -> None:

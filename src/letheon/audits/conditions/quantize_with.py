@@ -56,6 +56,7 @@ class QuantizeWith:
         _ = self.quantizer  # its rules
         require(self.sequences >= 1, f"quantize_with needs sequences >= 1, got {self.sequences}")
         require(self.length >= 2, f"quantize_with needs length >= 2, got {self.length}")
+        require(self.seed >= 0, f"quantize_with needs seed >= 0, got {self.seed}")
 
     @property
     def folds(self) -> int:
