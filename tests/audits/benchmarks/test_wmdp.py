@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from letheon.audits.benchmarks import wmdp as module
 from letheon.audits.benchmarks.wmdp import Wmdp, shifted
 from letheon.audits.itemized import Resampling
 from letheon.data.encode import Encoder
@@ -187,3 +188,16 @@ def test_the_look_alike_set_is_what_it_says() -> None:
     assert len(rows) == 40 and all(len(set(row["choices"])) == 4 for row in rows)
     assert np.bincount([row["answer"] for row in rows]).tolist() == [10, 10, 10, 10]
     assert len({row["question"] for row in rows}) == 40
+
+
+def test_the_right_letter_moves_with_the_choices_and_the_entropy_is_that_of_no_shift(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chosen: A, C, B, D of the four shifts. The right choice, first of four, stands at A, B, C, D."""
+    scripted = np.array([[0.0, -1, -2, -3], [-3, -1, 0, -2], [-3, 0, -1, -2], [-1, -2, -3, 0]])
+    monkeypatch.setattr(module, "letter_log_probs", lambda *_: scripted)
+    row = {"question": "Which?", "choices": ["w", "x", "y", "z"], "answer": 0}
+    made = Wmdp(data=write(tmp_path / "c.jsonl", [row]), ask="letters")
+    columns = made.measure(made.pose(made.read(), coder())["c"], scorer(model(), coder=coder())).table.columns
+    assert [columns[f"letters.shift_{by}"] for by in range(4)] == [(1.0,), (0.0,), (0.0,), (1.0,)]
+    assert [columns[f"chosen.{letter}"] for letter in "ABCD"] == [(1.0,), (0.0,), (0.0,), (0.0,)]
