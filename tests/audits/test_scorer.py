@@ -12,9 +12,10 @@ import torch
 from transformers import GenerationConfig
 
 from letheon.audits import scorer as module
-from letheon.audits.scorer import Scorer, exact_answers
+from letheon.audits.scorer import Scorer, exact_answers, refuse_broken
 from letheon.data.encode import Example
 from letheon.errors import NotMeasured
+from letheon.tiny.model import new_tiny_model, tiny_config
 from letheon.training.losses import Body
 from tests.architectures.models import ARCHITECTURES, make_model
 from tests.audits.fakes import asked, questions, scorer_of
@@ -246,3 +247,15 @@ def test_continuations_in_tokens_are_those_in_words() -> None:
     ids = scorer.continued_ids(prompts, [9] * 7)
     assert [in_words(each) for each in ids] == scorer.continuations(prompts, [9] * 7)
     assert [slowly(scorer.model, prompt, 9) for prompt in prompts] == ids
+
+
+def test_a_weight_that_is_no_number_is_found_where_logits_are_finite_all_the_same() -> None:
+    """Fused attention turns a NaN query into 0: an answer of eight tokens looks like one of a whole model."""
+    model = new_tiny_model(0, tiny_config(layers=2, width=64)).eval()
+    model.set_attn_implementation("sdpa")
+    with torch.no_grad():
+        model.model.layers[1].self_attn.q_proj.weight[-1] = float("nan")
+        assert torch.isfinite(model(input_ids=torch.arange(2, 10)[None]).logits).all()
+    with pytest.raises(NotMeasured, match=r"tensor model\.layers\.1\.self_attn\.q_proj\.weight of the model holds NaN"):
+        refuse_broken(model.state_dict())
+    refuse_broken(new_tiny_model(0, tiny_config(layers=2, width=64)).state_dict())

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from letheon.audits import tables as module
 from letheon.audits.columns import Scores
@@ -246,16 +245,21 @@ def test_an_empty_set_is_nothing_to_ask(plan: Plan, mini: Mini) -> None:
     )
 
 
-def test_weights_that_are_no_numbers_are_not_measured_anywhere(plan: Plan, mini: Mini, tmp_path: Path) -> None:
-    """Not one column may turn NaN into a clean answer."""
+@pytest.mark.parametrize("layer", ["model.norm", "model.layers.1.self_attn.q_proj"])
+def test_weights_that_are_no_numbers_are_not_measured_anywhere(
+    layer: str, plan: Plan, mini: Mini, tmp_path: Path
+) -> None:
+    """Not one column may turn NaN into a clean answer; fused attention passes a NaN query over in silence."""
     from safetensors.torch import load_file, save_file
 
     broken = Path(shutil.copytree(mini.target, tmp_path / "broken"))
     tensors = load_file(broken / "model.safetensors")
-    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], float("nan"))
+    tensors[f"{layer}.weight"][-1] = float("nan")
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     own, _, _ = asker_of(plan, mini).table(inspect_model(broken), plan.conditions)
     assert all(isinstance(answer, NotMeasured) for row in own.values() for answer in row.values())
+    said = {str(answer) for row in own.values() for answer in row.values()}
+    assert said == {f"tensor {layer}.weight of the model holds NaN or infinity"}
 
 
 def test_what_is_asked_meanwhile_is_asked_under_the_condition(plan: Plan, mini: Mini) -> None:

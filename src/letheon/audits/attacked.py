@@ -26,7 +26,7 @@ from letheon.audits.columns import Scores
 from letheon.audits.halves import parts
 from letheon.audits.matrix import Answer
 from letheon.audits.readers import Reader
-from letheon.audits.scorer import Scorer
+from letheon.audits.scorer import Scorer, refuse_broken
 from letheon.errors import CannotFinish, NotMeasured
 from letheon.models import ModelFolder
 
@@ -180,8 +180,7 @@ def _restored(model: Any) -> Iterator[_Before]:
         CannotFinish: a hook is left.
     """
     weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    if broken := [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]:
-        raise NotMeasured(f"tensor {broken[0]} of the model holds NaN or infinity")
+    refuse_broken(weights)
     before = _Before(model, weights, hooks(model))
     try:
         yield before

@@ -5,7 +5,7 @@ Source: this project.  Checked against: greedy generation without a cache, batch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -176,6 +176,15 @@ class Scorer:
             logits_processor=LogitsProcessorList([_NoNaN()]),
         )[:, width:].tolist()
         return made
+
+
+def refuse_broken(weights: Mapping[str, Tensor]) -> None:
+    """Raise NotMeasured for a weight that is NaN or infinite.
+
+    Its log-probabilities may be finite all the same: fused attention on a CPU turns a NaN query into 0.
+    """
+    if broken := [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]:
+        raise NotMeasured(f"tensor {broken[0]} of the model holds NaN or infinity")
 
 
 class _NoNaN(LogitsProcessor):

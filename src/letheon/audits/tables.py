@@ -23,7 +23,7 @@ from letheon.audits.budget import Budget, BudgetExhausted
 from letheon.audits.matrix import HALF, Answer
 from letheon.audits.plan import Plan
 from letheon.audits.readers import Reader, read_column
-from letheon.audits.scorer import Scorer
+from letheon.audits.scorer import Scorer, refuse_broken
 from letheon.audits.stored import Rows, from_plain, to_plain
 from letheon.data.encode import Encoder
 from letheon.errors import NotMeasured
@@ -76,6 +76,7 @@ class Asker:
             scorer.forget_results()
             try:
                 self.budget.check(name)
+                refuse_broken(model.state_dict())
                 if isinstance(condition, Attack):
                     with_utility = {row for row in walk if utility_at is None or row in utility_at}
                     self._attacked(walk, folder, scorer, self_control, with_utility, own, control)
