@@ -32,7 +32,8 @@ from letheon.models import load_model
 from letheon.recipes.demo import COMMON, GA, NPO, SHAM
 from letheon.recipes.tiny_models import RECIPE, TinyModels, tiny_models
 from letheon.runs.progress import Progress
-from letheon.tiny.model import save_untrained
+from letheon.tiny.model import new_tiny_model
+from letheon.tiny.tokenizer import tiny_tokenizer
 from letheon.training.train import train
 from letheon.unlearning.forget import forget
 
@@ -147,7 +148,8 @@ def retrained(models: TinyModels, seed: int, number: int, place: Path) -> Path:
         return models.reference
     base = place / f"base-{number}"
     if not (base / "model.safetensors").is_file():
-        save_untrained(base, seed + 1000 * number)
+        new_tiny_model(seed + 1000 * number).save_pretrained(base)
+        tiny_tokenizer(seed).save_pretrained(base)  # the world's own: all of its models are asked the same tokens
     return train(
         base,
         data=models.files["train"],
