@@ -263,8 +263,8 @@ def test_what_is_asked_meanwhile_is_asked_under_the_condition(plan: Plan, mini: 
     asker_of(plan, mini).table(
         inspect_model(mini.target),
         plan.conditions,
-        meanwhile=lambda name, scorer: seen.update(
-            {name: json.dumps(scorer.scores(plan.sets["forget_texts"]).log_probs("sum").tolist())}
+        meanwhile=lambda name, scorer, sets: seen.update(
+            {name: json.dumps(scorer.scores(sets["forget_texts"]).log_probs("sum").tolist())}
         ),
     )
     assert list(seen) == list(SOME) and seen["as_is"] != seen["int4_row"]
