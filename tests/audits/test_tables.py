@@ -14,7 +14,9 @@ import torch
 
 from letheon.audits import tables as module
 from letheon.audits.columns import Scores
+from letheon.audits.conditions.linear_probe import LinearProbe
 from letheon.audits.conditions.quantized import QuantizedWeights
+from letheon.audits.conditions.relearn import Relearn
 from letheon.audits.matrix import HALF
 from letheon.audits.plan import Plan, make_plan
 from letheon.audits.protocol import read_protocol
@@ -256,6 +258,18 @@ def test_weights_that_are_no_numbers_are_not_measured_anywhere(plan: Plan, mini:
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     own, _, _ = asker_of(plan, mini).table(inspect_model(broken), plan.conditions)
     assert all(isinstance(answer, NotMeasured) for row in own.values() for answer in row.values())
+
+
+def test_an_attack_is_asked_more_once_a_part_and_a_reader_never(plan: Plan, mini: Mini) -> None:
+    seen: list[tuple[str, tuple[str, ...]]] = []
+    asker_of(plan, mini).table(
+        inspect_model(mini.target),
+        {"relearn": Relearn(steps=(1,)), "linear_probe": LinearProbe(labels=("answers",))},
+        meanwhile=lambda name, scorer, sets: seen.append((name, sets["forget_questions"].items)),
+    )
+    (first, one), (second, other) = seen
+    assert first == second == "relearn" and one and other
+    assert sorted([*one, *other]) == sorted(plan.sets["forget_questions"].items)
 
 
 def test_what_is_asked_meanwhile_is_asked_under_the_condition(plan: Plan, mini: Mini) -> None:

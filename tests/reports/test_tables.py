@@ -88,7 +88,11 @@ def test_the_ends_of_the_scale_stand_above_the_conditions(fakes: ModuleType) -> 
     forget, utility = matrix(fakes.make_audit("gate"), Reasons())
     assert [row["cells"][0] for row in forget["before"]] == ["1.00", "0.02"]
     assert [row["cells"][0] for row in utility["before"]] == ["1.00", "1.00"]
-    assert [row["label"] for group in forget["groups"] for row in group["rows"]][:3] == ["as is", "int8, per row", "int4, per row"]
+    assert [row["label"] for group in forget["groups"] for row in group["rows"]][:3] == [
+        "as is",
+        "int8, per row",
+        "int4, per row",
+    ]
 
 
 def test_the_controls_perplexity_is_made_of_its_losses(fakes: ModuleType) -> None:
