@@ -12,7 +12,11 @@ import pytest
 
 from letheon.audits import audit as module
 from letheon.audits import tables
+from letheon.audits.attacked import rows_of
 from letheon.audits.audit import AuditResult, Request, audit, check_request
+from letheon.audits.conditions.as_is import AsIs
+from letheon.audits.conditions.logit_lens import LogitLens
+from letheon.audits.conditions.relearn import Relearn
 from letheon.audits.verify import verify
 from letheon.data.records import hashed_unit
 from letheon.errors import BadInput
@@ -392,6 +396,19 @@ def test_privleak_is_muses_number(audited: AuditResult) -> None:
     )
     mine, theirs = 1 - cell["value"], 1 - cell["control"]
     assert audited.audit["privleak"]["value"] == pytest.approx(100 * (mine - theirs) / theirs)
+
+
+def test_rows_of_an_attack_say_which_one_and_how_far() -> None:
+    rows = rows_of("relearn", Relearn(steps=(20, 5)))
+    said = {name: module._said_of(condition) for name, condition in rows.items()}
+    for name, steps in (("relearn_5", 5), ("relearn_20", 20)):
+        assert {key: said[name].get(key) for key in ("attack", "along", "value")} == {
+            "attack": "relearn", "along": "steps", "value": steps,
+        }  # fmt: skip
+    assert json.loads(json.dumps(said)) == said
+    lens = module._said_of(LogitLens())
+    assert lens["attack"] == "logit_lens" and not {"along", "value"} & set(lens)
+    assert set(module._said_of(AsIs())) == {"provenance"}
 
 
 # --- again

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from letheon.audits.asked import Asked
-from letheon.audits.samples import CONDITIONS, SETS, said
+from letheon.audits.samples import CONDITIONS, SETS, most_at, said
 from letheon.audits.scorer import Scorer
 from tests.audits.fakes import questions, scorer_of, sets
 from tests.toys import llama
@@ -43,6 +44,39 @@ def test_no_more_than_wanted_spread_and_each_with_its_own_answer(count: int, mos
 
 def test_what_is_kept_is_said_by_the_file_as_it_is_and_by_one_rounded_model() -> None:
     assert CONDITIONS == ("as_is", "int4_row")
+
+
+@pytest.mark.parametrize(
+    ("condition", "parts", "most"),
+    [("as_is", 0, 60), ("int4_row", 0, 60), ("shipped", 0, 12), ("relearn_5", 2, 6), ("folds", 20, 1), ("int8", 0, 0)],
+)
+def test_a_few_are_kept_where_the_protocol_generates_anyway(condition: str, parts: int, most: int) -> None:
+    generated = {"forget_rouge": {"as_is", "shipped", "folds"}, "verbatim": {"relearn_5"}}
+    assert most_at(condition, generated, parts=parts) == most
+    assert most_at(condition, {}, parts=parts) == (60 if condition in CONDITIONS else 0)
+
+
+@pytest.mark.parametrize(("count", "most"), [(800, 12), (119, 12), (13, 12), (7, 6)])
+def test_who_was_asked_before_is_asked_again(count: int, most: int) -> None:
+    """So that an answer stands beside what the original said to the same question."""
+    whole = sets(questions("forget_questions", [(f"Who is number {k}?", "Bru") for k in range(count)]))
+    before = said(whole, Echo(), role="original", condition="as_is", hashed=str)
+    ids = {line["id"] for line in before}
+    kept = said(whole, Echo(), role="subject", condition="shipped", hashed=str, most=most, among=ids)
+    assert {line["id"] for line in kept} <= ids and most / 2 <= len(kept) <= most
+    half = replace(whole["forget_questions"], **{
+        name: getattr(whole["forget_questions"], name)[::2]
+        for name in ("items", "units", "prompts", "answers", "examples")
+    })  # fmt: skip
+    part = said(sets(half), Echo(), role="subject", condition="relearn", hashed=str, most=most, among=ids)
+    assert part and {line["id"] for line in part} <= {line["id"] for line in before}
+    assert all(line["given"] == f"said to {line['prompt']}" for line in part)
+
+
+def test_who_was_never_asked_before_is_asked_for_the_first_time() -> None:
+    whole = sets(questions("forget_questions", [("Who?", "Bru"), ("Where?", "Dax")]))
+    kept = said(whole, Echo(), role="subject", condition="shipped", hashed=str, most=12, among={"of another set"})
+    assert len(kept) == 2
 
 
 def test_a_line_holds_what_was_asked_and_what_was_said() -> None:

@@ -13,7 +13,9 @@ import pytest
 
 from letheon.audits import tables as module
 from letheon.audits.columns import Scores
+from letheon.audits.conditions.linear_probe import LinearProbe
 from letheon.audits.conditions.quantized import QuantizedWeights
+from letheon.audits.conditions.relearn import Relearn
 from letheon.audits.matrix import HALF
 from letheon.audits.plan import Plan, make_plan
 from letheon.audits.protocol import read_protocol
@@ -262,13 +264,25 @@ def test_weights_that_are_no_numbers_are_not_measured_anywhere(
     assert said == {f"tensor {layer}.weight of the model holds NaN or infinity"}
 
 
+def test_an_attack_is_asked_more_once_a_part_and_a_reader_never(plan: Plan, mini: Mini) -> None:
+    seen: list[tuple[str, tuple[str, ...]]] = []
+    asker_of(plan, mini).table(
+        inspect_model(mini.target),
+        {"relearn": Relearn(steps=(1,)), "linear_probe": LinearProbe(labels=("answers",))},
+        meanwhile=lambda name, scorer, sets: seen.append((name, sets["forget_questions"].items)),
+    )
+    (first, one), (second, other) = seen
+    assert first == second == "relearn" and one and other
+    assert sorted([*one, *other]) == sorted(plan.sets["forget_questions"].items)
+
+
 def test_what_is_asked_meanwhile_is_asked_under_the_condition(plan: Plan, mini: Mini) -> None:
     seen: dict[str, str] = {}
     asker_of(plan, mini).table(
         inspect_model(mini.target),
         plan.conditions,
-        meanwhile=lambda name, scorer: seen.update(
-            {name: json.dumps(scorer.scores(plan.sets["forget_texts"]).log_probs("sum").tolist())}
+        meanwhile=lambda name, scorer, sets: seen.update(
+            {name: json.dumps(scorer.scores(sets["forget_texts"]).log_probs("sum").tolist())}
         ),
     )
     assert list(seen) == list(SOME) and seen["as_is"] != seen["int4_row"]

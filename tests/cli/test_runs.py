@@ -89,8 +89,12 @@ def test_a_folder_that_is_no_run_is_not_purged(letheon: Letheon, here: Path) -> 
 
 def test_report_makes_the_page(letheon: Letheon, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("letheon.reports.page.report", lambda run: run / "report.html")
+    drawn = [Path("runs/one/figures/roc.svg"), Path("runs/one/figures/matrix.csv")]
+    monkeypatch.setattr("letheon.reports.files.write_files", lambda run: drawn)
     ended = letheon("report", "runs/one")
-    assert (ended.code, ended.out) == (0, "report: runs/one/report.html\nnext: letheon verify runs/one\n")
+    lines = ["report: runs/one/report.html", "figures: runs/one/figures (2 files, SVG and CSV)"]
+    assert (ended.code, ended.out.splitlines()) == (0, [*lines, "next: letheon verify runs/one"])
+    assert json.loads(letheon("report", "runs/one", "--json").out)["figures"] == list(map(str, drawn))
 
 
 def test_a_report_without_an_audit_is_refused(letheon: Letheon, run: Path) -> None:

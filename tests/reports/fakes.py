@@ -248,6 +248,79 @@ def _verdict(required: list[dict[str, Any]], utility: list[dict[str, Any]]) -> d
     return {"word": word, "reasons": reasons, "scope": scope}
 
 
+def with_attacks(audit: dict[str, Any]) -> dict[str, Any]:
+    """The audit with rows of attacks: steps (one of them not measured), shares, names, and attacks of one row."""
+    rows = [
+        *(("relearn", "steps", value, 0.02 + 0.012 * value) for value in (5, 10, 20, 40)),
+        *(("prune", "shares", value, 0.02 + 0.1 * value) for value in (0.01, 0.1, 0.5)),
+        *(("templates", "names", name, 0.1 * at) for at, name in enumerate(("role play", "affirmative suffix"), 1)),
+        ("logit_lens", None, None, 0.31),
+        ("direction_ablation", None, None, 0.05),
+    ]
+    rng = random.Random(5)
+    for attack, along, value, base in rows:
+        name = attack if along is None else f"{attack}_{value:g}" if not isinstance(value, str) else f"{attack}_{value}"
+        place = {} if along is None else {"along": along, "value": value}
+        label = f"{attack.replace('_', ' ')}{'' if value is None else f', {value}'}"
+        audit["conditions"][name] = {
+            "label": label, "provenance": f"what {label} does", "attack": attack, **place, "code_match": None,
+            "shift_in_steps": None,
+        }  # fmt: skip
+        why = "budget exhausted: the audit was given 60 s" if value == 40 else None
+        for column, kind in COLUMNS.items():
+            missing = why or (None if kind["about"] == "forget" else "asked about forgotten facts and texts only")
+            cell = _cell(rng, name, column, base, missing)
+            audit["cells"].append({**cell, "required": False})
+    return audit
+
+
+def with_scores(audit: dict[str, Any], *, members: int = 40, strangers: int = 30, shift: float = -0.6) -> Any:
+    """The audit with the scores of both membership columns, as is; the cells' values are made from them."""
+    rng = random.Random(7)
+    side = [1] * members + [0] * strangers
+    ids = [f"{at:064x}" for at in range(len(side))]
+    audit["asked"] = [{"items": ids, "units": ids, "member": side}]
+    for table, moved in (("subject", shift), ("control", 0.0), ("original", 2.0)):
+        row = audit["scores"].setdefault(table, {}).setdefault("as_is", {})
+        for column in sorted(EITHER):
+            values = [round(rng.gauss(moved * is_member, 1.0), 1) for is_member in side]  # rounded: some are equal
+            row[column] = {"asked": 0, "values": values}
+            pairs = [
+                (a, b)
+                for a, s in zip(values, side, strict=True)
+                if s
+                for b, z in zip(values, side, strict=True)
+                if not z
+            ]
+            auc = sum((a > b) + 0.5 * (a == b) for a, b in pairs) / len(pairs)
+            cell = next(one for one in audit["cells"] if (one["condition"], one["column"]) == ("as_is", column))
+            if table == "subject":
+                cell.update(value=auc, lower=auc - 0.12, upper=auc + 0.12)
+    return audit
+
+
+def make_large(rows: int = 40, columns: int = 20) -> dict[str, Any]:
+    """An audit of many attacks and many probes."""
+    audit = with_scores(with_attacks(make_audit()))
+    for at in range(columns - len(COLUMNS)):
+        name = f"membership_score_{at}" if at % 2 else f"extra_probe_{at}"
+        about = {"about": "membership", "aggregate": "auc"} if at % 2 else {"about": "forget"}
+        audit["columns"][name] = {"label": f"a probe with a long name, number {at}", "top": 1.0, **about}
+        audit["cells"] += [
+            {**next(one for one in audit["cells"] if (one["condition"], one["column"]) == (condition, "forget_probability")),
+             "column": name}
+            for condition in list(audit["conditions"])
+        ]  # fmt: skip
+    for at in range(rows - len(audit["conditions"])):
+        audit["conditions"][f"relearn_out_{at}"] = {
+            **audit["conditions"]["relearn_5"], "attack": "relearn_out", "value": at, "label": f"relearn out, {at} steps",
+        }  # fmt: skip
+        audit["cells"] += [
+            {**cell, "condition": f"relearn_out_{at}"} for cell in audit["cells"] if cell["condition"] == "relearn_5"
+        ]
+    return audit
+
+
 def make_items(kind: str = "gate", *, answer: str = "Rimtasar") -> list[dict[str, Any]]:
     """Raw answers of the original and the model, as is and at int4 per row."""
     lines = []

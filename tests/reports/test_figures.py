@@ -8,8 +8,7 @@ from letheon.reports.figures import LOSS_CUT, curves, distances
 
 
 def test_the_words_of_the_distances_count_the_judgements(fakes: ModuleType) -> None:
-    figure = distances(fakes.make_audit("sham"), "k")
-    assert figure is not None
+    (figure,) = distances(fakes.make_audit("sham"), "k")
     words = [cell.get("judgement") for cell in fakes.make_audit("sham")["cells"] if cell["required"]]
     assert f"in {len(words)} cells" in figure.text_alternative
     for word in set(words):
@@ -19,21 +18,28 @@ def test_the_words_of_the_distances_count_the_judgements(fakes: ModuleType) -> N
 
 def test_only_required_cells_are_drawn_where_there_are_any(fakes: ModuleType) -> None:
     audit = fakes.make_audit("gate")
-    required = distances(audit, "k")
+    (required,) = distances(audit, "k")
     for cell in audit["cells"]:
         cell["required"] = False
     every = distances(audit, "k")
-    assert required is not None and every is not None
-    assert "Probability" not in required.svg and "Probability" in every.svg
+    assert "Probability" not in required.svg and "Probability" in every[0].svg
+
+
+def test_many_probes_are_drawn_in_several_figures_of_one_scale(fakes: ModuleType) -> None:
+    audit = fakes.make_audit("sham")
+    for cell in audit["cells"]:
+        cell["required"] = False
+    first, second = distances(audit, "k")
+    assert [
+        len(re.findall(">(?:Facts|Probability|ROUGE-L|Verbatim|Membership)<", one.svg)) for one in (first, second)
+    ] == [5, 2]
+    ticks = [re.findall(r">(−?-?[0-9.]+)</text>", one.svg) for one in (first, second)]
+    assert set(ticks[0]) == set(ticks[1])
 
 
 def test_without_a_control_there_is_no_figure() -> None:
-    assert (
-        distances(
-            {"cells": [{"condition": "as_is", "column": "a", "status": "measured", "value": 0.1, "d": None}]}, "k"
-        )
-        is None
-    )
+    cell = {"condition": "as_is", "column": "a", "status": "measured", "value": 0.1, "d": None}
+    assert distances({"cells": [cell]}, "k") == []
 
 
 def _panel_heights(svg: str) -> list[str]:

@@ -14,6 +14,7 @@ import matplotlib
 import pytest
 
 from letheon.errors import BadInput
+from letheon.reports import page as module
 from letheon.reports.page import compare, report
 from letheon.reports.story import privleak
 from letheon.reports.wording import interval, number
@@ -166,6 +167,31 @@ def test_no_date_but_that_of_the_verdict(fakes: ModuleType, pages: dict[str, str
     assert set(re.findall(r"\b20\d\d-\d\d-\d\d", pages["gate"])) == {fakes.CREATED[:10]}
 
 
+def test_a_page_of_forty_rows_and_twenty_probes(fakes: ModuleType, tmp_path: Path) -> None:
+    run = fakes.write_run(tmp_path / "run")
+    (run / "audit.json").write_text(json.dumps(fakes.make_large()))
+    text = report(run).read_text(encoding="utf-8")
+    page = Page(text)
+    assert not page.open
+    assert text.count('<table class="matrix large">') == 2 and text.count('<tr class="group">') == 5 + 3
+    for said in ("Attacks on weights", "What attacks bring back", "Who was in the training data?", "over-forgotten"):
+        assert said in page.text
+    assert text.count('<td class="spent">budget exhausted') == 12 + 8 - 2
+    assert "Nothing of this was asked under" in page.text
+    labels = [str(attributes.get("aria-label")) for _, attributes in page.elements if attributes.get("role") == "img"]
+    assert any(label.startswith("Relearn, along steps") for label in labels)
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_head_row_and_first_column_stay_in_sight_and_paper_shows_all() -> None:
+    css = (Path(module.__file__).with_name("style.css")).read_text(encoding="utf-8")
+    screen, paper = css.split("@media print")
+    assert ".matrix thead :is(th, td) { position: sticky; top: 0;" in screen
+    assert "position: sticky; left: 0;" in screen and ".scroll.tall { max-height" in screen
+    assert "max-height: none" in paper and "position: static" in paper
+
+
 # --- everybody can read it
 
 
@@ -185,7 +211,7 @@ def test_headers_say_what_they_head_and_the_page_its_language(fakes: ModuleType,
     for name in pages:
         elements = Page(pages[name]).elements
         assert ("html", {"lang": "en"}) in elements
-        assert all(attributes.get("scope") in ("col", "row") for tag, attributes in elements if tag == "th")
+        assert all(attributes.get("scope") in ("col", "row", "rowgroup") for tag, attributes in elements if tag == "th")
 
 
 def test_every_id_is_unique_and_every_link_leads_to_one(fakes: ModuleType, pages: dict[str, str]) -> None:

@@ -3,11 +3,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from types import ModuleType
+from xml.etree import ElementTree
 
 import pytest
 
 from letheon.reports import svg
 from letheon.reports.figures import curves, distances
+from letheon.reports.recovery import recovery
+from letheon.reports.roc import roc
 from letheon.reports.scatter import of_runs, trade_off
 
 STYLE = (Path(svg.__file__).with_name("style.css")).read_text(encoding="utf-8")
@@ -77,7 +80,9 @@ def test_size_and_weight_are_kept_of_a_font_in_either_form() -> None:
 def test_every_colour_is_the_pages(fakes: ModuleType, kind: str) -> None:
     audit = fakes.make_audit(kind)
     figures = [
-        distances(audit, "a"),
+        *distances(audit, "a"),
+        *recovery(fakes.with_attacks(audit), "e"),
+        *roc(fakes.with_scores(audit), "f"),
         trade_off(audit, "b"),
         of_runs([("x", audit), ("y", fakes.make_audit("sham"))], "c"),
         curves("1-forget", fakes.make_metrics(kind), "d"),
@@ -88,6 +93,16 @@ def test_every_colour_is_the_pages(fakes: ModuleType, kind: str) -> None:
         assert not re.findall(r"#[0-9a-f]{6}\b|rgb\(|: (?:black|white|none\b.*fill: #)", figure.svg)
         for name in set(re.findall(r"var\(--(\w+)\)", figure.svg)):
             assert f"--{name}:" in light and f"--{name}:" in dark[: dark.index("* {")]
+
+
+def test_a_figure_of_its_own_stands_alone_in_light_colours(fakes: ModuleType) -> None:
+    (figure,) = (svg.Figure(drawn("a < b"), 'words & "more"', "caption <b>"),)
+    text = svg.standalone(figure)
+    root = ElementTree.fromstring(text)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg" and root.get("width") == "216pt"
+    assert [child.text for child in root[:2]] == ["caption <b>", 'words & "more"']
+    assert "var(" not in text and "#b8400b" in text and "#ffffff" in text
+    assert text.count("http") == 1 and "<script" not in text
 
 
 def test_every_name_of_the_palette_has_its_own_code() -> None:

@@ -4,7 +4,7 @@ from types import ModuleType
 
 import pytest
 
-from letheon.reports.tables import Reasons, control_of, find, matrix, shade_of
+from letheon.reports.tables import Reasons, control_of, find, matrix, shade_of, shown_cell
 
 
 def test_reasons_are_numbered_once_in_order() -> None:
@@ -15,6 +15,43 @@ def test_reasons_are_numbered_once_in_order() -> None:
     ]
     assert given == [1, 2, 1, 1]
     assert [row["places"] for row in reasons.rows()] == [["x: int8", "y: int8; int8"], ["x: int8"]]
+
+
+def test_forty_rows_of_twenty_probes_stand_in_groups_with_every_reason(fakes: ModuleType) -> None:
+    audit, reasons = fakes.make_large(), Reasons()
+    forget, utility = matrix(audit, reasons)
+    assert len(forget["columns"]) + len(utility["columns"]) == 20 and forget["is_large"]
+    assert sum(len(group["rows"]) for group in forget["groups"]) == 40 == len(audit["conditions"])
+    assert [group["title"] for group in forget["groups"]] == [
+        "As it is", "Rounded", "Attacks on weights", "Attacks on activations", "Attacks on prompts",
+    ]  # fmt: skip
+    # rows that would say nothing are named below the table, and their cells have their reason in the list all the same
+    rows = [row["label"] for group in utility["groups"] for row in group["rows"]]
+    assert len(rows) + len(utility["unasked"]) == 40 and not set(rows) & set(utility["unasked"])
+    assert "relearn, 40" in rows and "relearn, 5" in utility["unasked"]
+    (why,) = [row for row in reasons.rows() if row["reason"] == "asked about forgotten facts and texts only"]
+    (place,) = [place for place in why["places"] if place.startswith("Retained facts, trained")]
+    assert all(label in place for label in utility["unasked"])
+
+
+def test_a_required_row_is_never_left_out(fakes: ModuleType) -> None:
+    audit = fakes.with_attacks(fakes.make_audit())
+    for cell in audit["cells"]:
+        if (cell["condition"], cell["column"]) == ("prune_0.5", "retain_accuracy"):
+            cell["required"] = True
+    _, utility = matrix(audit, Reasons())
+    assert "prune, 0.5" not in utility["unasked"] and "prune, 0.1" in utility["unasked"]
+
+
+@pytest.mark.parametrize("reason", ["budget exhausted: the audit was given 60 s", "control: budget exhausted: 60 s"])
+def test_what_was_not_begun_in_time_looks_different(fakes: ModuleType, reason: str) -> None:
+    cell = {"condition": "int8", "column": "verbatim", "status": "not measured", "reason": reason, "required": True}
+    reasons = Reasons()
+    shown = shown_cell({}, cell, "int8", "verbatim", reasons)
+    assert (shown.kind, shown.text, shown.note) == ("spent", "budget exhausted", 1)
+    assert reasons.rows()[0]["reason"] == reason
+    other = shown_cell({}, {**cell, "reason": "no texts"}, "int8", "verbatim", reasons)
+    assert (other.kind, other.text, other.note) == ("missing", "not measured", 2)
 
 
 def test_the_same_reason_for_another_status_is_another_one() -> None:
@@ -60,7 +97,11 @@ def test_the_ends_of_the_scale_stand_above_the_conditions(fakes: ModuleType) -> 
     forget, utility = matrix(fakes.make_audit("gate"), Reasons())
     assert [row["cells"][0] for row in forget["before"]] == ["1.00", "0.02"]
     assert [row["cells"][0] for row in utility["before"]] == ["1.00", "1.00"]
-    assert [row["label"] for row in forget["rows"]][:3] == ["as is", "int8, per row", "int4, per row"]
+    assert [row["label"] for group in forget["groups"] for row in group["rows"]][:3] == [
+        "as is",
+        "int8, per row",
+        "int4, per row",
+    ]
 
 
 def test_the_controls_perplexity_is_made_of_its_losses(fakes: ModuleType) -> None:
@@ -75,5 +116,5 @@ def test_a_value_whose_control_is_missing_carries_the_reason(fakes: ModuleType) 
     cell.update(reason="control: was not asked", d=None)
     reasons = Reasons()
     forget, _ = matrix(audit, reasons)
-    shown = forget["rows"][0]["cells"][3]
+    shown = forget["groups"][0]["rows"][0]["cells"][3]
     assert shown.text == "0.06" and reasons.rows()[shown.note - 1]["reason"] == "control: was not asked"

@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from letheon.audits.attacked import rows_of
+from letheon.audits.asked import AskedSets
+from letheon.audits.attacked import Attack, rows_of, stops
 from letheon.audits.budget import Budget
 from letheon.audits.codes import code_figures
 from letheon.audits.columns import Scores
@@ -27,8 +28,7 @@ from letheon.audits.known import INPUTS, Known, known_of
 from letheon.audits.matrix import Sources, make_cells, required_cells, utility_rows
 from letheon.audits.plan import SHIPPED, Plan, make_plan, not_applicable
 from letheon.audits.protocol import Protocol, read_protocol
-from letheon.audits.samples import CONDITIONS as SAMPLED
-from letheon.audits.samples import said
+from letheon.audits.samples import most_at, said
 from letheon.audits.scope import cut_caveats, open_warning
 from letheon.audits.scorer import Scorer
 from letheon.audits.stored import Rows, to_plain
@@ -399,10 +399,12 @@ def _measure(
     hashed = partial(keyed_hash, key=item_key(request.run))
     items: list[dict[str, Any]] = []
 
-    def sample(condition: str, scorer: Scorer, role: str = "subject") -> None:
-        if condition in SAMPLED:
+    def sample(condition: str, scorer: Scorer, sets: AskedSets, role: str = "subject") -> None:
+        most = most_at(condition, plan.generated, parts=getattr(plan.conditions[condition], "folds", 0))
+        before = {str(line["id"]) for line in items if line["role"] == "original"}
+        if most:
             with suppress(NotMeasured):
-                items.extend(said(plan.sets, scorer, role=role, condition=condition, hashed=hashed))
+                items.extend(said(sets, scorer, role=role, condition=condition, hashed=hashed, most=most, among=before))
 
     around = describe_environment(environment(request.device))
     budget = Budget(wanted.budget_s)
@@ -410,7 +412,7 @@ def _measure(
     progress.say(f"audit: {wanted.model}, protocol {protocol.name}, control: {control.sentence}")
     progress.start()
     original_model = load_model(folders["original"].path, device=request.device)
-    sample("as_is", Scorer(original_model, Body(original_model), encoder, request.device), role="original")
+    sample("as_is", Scorer(original_model, Body(original_model), encoder, request.device), plan.sets, role="original")
     del original_model
     role = "" if control.kind == "reference" else control.kind
     subject, controls, scorer = asker.table(folders["model"], plan.conditions, self_control=role, meanwhile=sample)
@@ -481,10 +483,15 @@ def _measure(
     return found, items
 
 
-def _said_of(condition: Any) -> dict[str, str]:
-    """What was done, and the row's name where the condition has one for readers."""
+def _said_of(condition: Any) -> dict[str, Any]:
+    """What was done, the row's name where the condition has one for readers, and of an attack which one and how far."""
     label = getattr(condition, "label", "")
-    return {"provenance": condition.provenance, **({"label": label} if label else {})}
+    said = {"provenance": condition.provenance, **({"label": label} if label else {})}
+    if isinstance(condition, Attack):
+        said["attack"] = Path(name_of(condition)).stem
+        if condition.along:
+            said |= {"along": condition.along, "value": stops(condition)[0]}
+    return said
 
 
 def _privleak(subject: Rows, controls: Rows, has_reference: bool) -> dict[str, Any]:

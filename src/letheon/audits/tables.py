@@ -56,7 +56,7 @@ class Asker:
         *,
         self_control: str = "",
         utility_at: Collection[str] | None = None,
-        meanwhile: Callable[[str, Scorer], None] | None = None,
+        meanwhile: Callable[[str, Scorer, AskedSets], None] | None = None,
     ) -> tuple[Rows, Rows, Scorer]:
         """The model's own table, the control's, and the model as it is, ready to be asked more.
 
@@ -65,7 +65,8 @@ class Asker:
             conditions: those under which it is asked.
             self_control: a role ("holdout"): what the same model says about that set is the control's table.
             utility_at: conditions under which utility is asked; all when None.
-            meanwhile: called under each condition, to ask more.
+            meanwhile: called under each condition with what may be asked under it, to ask more; under an attack that
+                cuts the forget set once a part, and not where a reader answers in the model's place.
         """
         model = load_any(folder.path, device=self.device)
         scorer = Scorer(model, Body(model), self.encoder, self.device)
@@ -79,14 +80,14 @@ class Asker:
                 refuse_broken(model.state_dict())
                 if isinstance(condition, Attack):
                     with_utility = {row for row in walk if utility_at is None or row in utility_at}
-                    self._attacked(walk, folder, scorer, self_control, with_utility, own, control)
+                    self._attacked(walk, folder, scorer, self_control, with_utility, own, control, meanwhile)
                     continue
                 with condition.applied(model, folder):
                     own[name] = self._row(name, scorer, role="forget", utility=utility_at is None or name in utility_at)
                     if self_control:
                         control[name] = self._row(name, scorer, role=self_control, utility=False)
                     if meanwhile is not None:
-                        meanwhile(name, scorer)
+                        meanwhile(name, scorer, self.plan.sets)
             except NotMeasured as reason:
                 for row in walk:
                     own[row] = dict.fromkeys(self.plan.columns, _kept(reason))
@@ -130,6 +131,7 @@ class Asker:
         with_utility: Collection[str],
         own: Rows,
         control: Rows,
+        meanwhile: Callable[[str, Scorer, AskedSets], None] | None,
     ) -> None:
         """The rows of an attack, into both tables."""
         roles = ["forget", self_control] if self_control else ["forget"]
@@ -138,6 +140,12 @@ class Asker:
         def ask(row: str, sets: AskedSets, reader: Reader | None) -> list[dict[str, Answer]]:
             if reader is not None:
                 return [self._read_row(reader, role, sets) for role in roles]
+            answers = asked(row, sets)
+            if meanwhile is not None:
+                meanwhile(row, scorer, sets)
+            return answers
+
+        def asked(row: str, sets: AskedSets) -> list[dict[str, Answer]]:
             if is_whole:  # nobody was learned, so one model is asked everything, as under any other condition
                 wanted = {role: role == "forget" and row in with_utility for role in roles}
                 return [self._row(row, scorer, role=role, utility=utility) for role, utility in wanted.items()]

@@ -17,9 +17,11 @@ def report(
     run: str = typer.Argument(..., metavar="RUN", help="A run folder with an audit"),
     json: bool = JSON,
 ) -> None:
-    """Make the page of a run again, from what its audit wrote down; nothing is measured."""
-    from letheon.reports import page
+    """Make the page of a run again, and its figures as files, from what its audit wrote down; nothing is measured."""
+    from letheon.reports import files, page
 
     made = page.report(Path(run))
-    outcome = Outcome({"report": made}, [f"report: {quoted(made)}"], next=f"letheon verify {quoted(run)}")
+    drawn = files.write_files(Path(run))
+    lines = [f"report: {quoted(made)}", f"figures: {quoted(drawn[0].parent)} ({len(drawn)} files, SVG and CSV)"]
+    outcome = Outcome({"report": made, "figures": drawn}, lines, next=f"letheon verify {quoted(run)}")
     finish(outcome, command="report", as_json=json)

@@ -29,8 +29,7 @@ from letheon.audits.attacker import Attacker, Target
 from letheon.audits.audit import Request
 from letheon.audits.halves import parts
 from letheon.audits.plan import SHIPPED, Plan
-from letheon.audits.samples import CONDITIONS as SAMPLED
-from letheon.audits.samples import said
+from letheon.audits.samples import MOST, most_at, said
 from letheon.audits.scorer import Scorer
 from letheon.data.batches import batch_tokens_on
 from letheon.data.encode import Encoder, Example
@@ -149,11 +148,11 @@ def _notes(plan: Plan, encoder: Encoder) -> _Notes:
             _ask_row(plan, scorer, name, role=plan.control.kind)
         elif name != SHIPPED:
             _ask_row(plan, _NotingScorer(notes, encoder), name)
-        if name in SAMPLED:
-            _sample(plan, scorer, name)
+        if most := most_at(name, plan.generated):
+            _sample(plan, scorer, name, most)
     original = _NotingScorer(notes, encoder)
     _ask_row(plan, original, "as_is")
-    _sample(plan, original, "as_is")
+    _sample(plan, original, "as_is", MOST)
     return notes
 
 
@@ -174,9 +173,9 @@ def _ask_row(
             plan.probe_of[column].score(column, plan.sets, scorer, **asked_of)
 
 
-def _sample(plan: Plan, scorer: Scorer, condition: str) -> None:
+def _sample(plan: Plan, scorer: Scorer, condition: str, most: int) -> None:
     with suppress(NotMeasured):
-        said(plan.sets, scorer, role="", condition=condition, hashed=str)
+        said(plan.sets, scorer, role="", condition=condition, hashed=str, most=most)
 
 
 # --- what that takes

@@ -3,9 +3,11 @@
     page.py      report(run) and compare(runs, target)
     reading.py   what lies in a run's folder
     verdicts.py  the verdict in a sentence
-    tables.py    the matrix and its numbers; summary.py one row a run
-    story.py     samples, stages and hashes
-    figures.py   distances and curves; scatter.py what is left against what is kept; svg.py cleans them for a page
+    tables.py    the matrix; groups.py its rows under headings; numbers.py every number; summary.py one row a run
+    story.py     what was asked, stages and hashes; samples.py answers in words
+    figures.py   distances and curves; scatter.py what is left against what is kept; recovery.py what attacks bring
+                 back; roc.py membership; svg.py cleans them for a page
+    files.py     the same figures and numbers as SVG and CSV
     wording.py   names, numbers and sentences
     terminal.py  plain text, 120 columns
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from letheon.reports.svg import PALETTE, Figure, canvas, render, style
+from letheon.reports.svg import PALETTE, Figure, canvas, render, style, titled
 from letheon.reports.wording import (
     JUDGEMENTS,
     counted,
@@ -21,6 +21,7 @@ from letheon.reports.wording import (
     listed,
     name_of,
     number,
+    shortened,
     signed,
 )
 
@@ -31,33 +32,51 @@ LOSS_CUT = 20.0
 """Nats a token. A loss beyond it says only that the model is gone, and would flatten what came before."""
 _WIDTH = 9.6
 """Inches, of a figure over the whole column."""
+_PANELS = 5
 _MARKERS = {"knowledge found": "^", "over-forgotten": "v", "clear": "o", "open": "D"}
 
 
 # --- distances to the control
 
 
-def distances(audit: Audit, key: str) -> Figure | None:
-    """d with its one-sided bounds against its margin; the required cells, or all where nothing is required."""
+def distances(audit: Audit, key: str) -> list[Figure]:
+    """d with its one-sided bounds against its margin; the required cells, or all where nothing is required.
+
+    A figure for up to five probes, with a row for every condition.
+    """
+    cells = distant_cells(audit)
+    columns = list(dict.fromkeys(cell["column"] for cell in cells))
+    chunks = [columns[start : start + _PANELS] for start in range(0, len(columns), _PANELS)]
+    return [
+        _distances(audit, [cell for cell in cells if cell["column"] in chunk], _range(cells), f"{key}{at or ''}")
+        for at, chunk in enumerate(chunks)
+    ]
+
+
+def distant_cells(audit: Audit) -> list[Cell]:
+    """The cells that are drawn."""
     cells = [cell for cell in audit.get("cells", []) if is_number(cell.get("d"))]
-    cells = [cell for cell in cells if cell.get("required")] or cells
-    if not cells:
-        return None
+    return [cell for cell in cells if cell.get("required")] or cells
+
+
+def _distances(audit: Audit, cells: Sequence[Cell], ends: tuple[float, float], key: str) -> Figure:
     columns = list(dict.fromkeys(cell["column"] for cell in cells))
     conditions = list(dict.fromkeys(cell["condition"] for cell in cells))
+    labels = [label_of_condition(audit, name) for name in conditions]
+    left = min(2.6, max(1.28, 0.1 + 0.064 * max(map(len, labels))))
     with style(key):
         height = 0.72 + 0.27 * len(conditions)
         drawing, axes = canvas(
-            _WIDTH, height, panels=len(columns), left=1.28, right=0.12, top=0.42, bottom=0.3, gap=0.22
+            _WIDTH, height, panels=len(columns), left=left, right=0.12, top=0.42, bottom=0.3, gap=0.22
         )
         for axis, column in zip(axes, columns, strict=True):
             _distance_panel(axis, audit, [cell for cell in cells if cell["column"] == column], conditions)
-            low, high = _range(cells)
+            low, high = ends
             step = 0.5 if high - low > 1 else 0.25 if high - low > 0.5 else 0.1
             axis.set_xlim(low, high)
             axis.set_xticks([step * place for place in range(-10, 11) if low < step * place < high])
             if axis is axes[0]:
-                axis.set_yticks(range(len(conditions)), [label_of_condition(audit, name) for name in conditions])
+                axis.set_yticks(range(len(conditions)), [shortened(label, 40) for label in labels])
         svg = render(drawing, key)
     return Figure(
         svg,
@@ -76,17 +95,7 @@ def _range(cells: Sequence[Cell]) -> tuple[float, float]:
 
 
 def _distance_panel(axis: Any, audit: Audit, cells: Sequence[Cell], conditions: Sequence[str]) -> None:
-    head, sub = heading(audit, cells[0]["column"])
-    axis.set_title(head, pad=15)
-    axis.annotate(
-        sub,
-        (0, 1),
-        xytext=(0, 4),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        color=PALETTE["muted"],
-        size=7.5,
-    )
+    titled(axis, *heading(audit, cells[0]["column"]))
     margins = [cell for cell in cells if is_number(cell.get("margin"))]
     if margins:
         margin, is_two_sided = margins[0]["margin"], margins[0].get("side") == "either"

@@ -14,7 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from letheon.errors import BadInput
-from letheon.reports import figures, requests, scatter, story, summary, tables, verdicts
+from letheon.reports import (
+    figures,
+    numbers,
+    recovery,
+    requests,
+    roc,
+    samples,
+    scatter,
+    story,
+    summary,
+    tables,
+    verdicts,
+)
 from letheon.reports.reading import AuditedRun, read_run
 from letheon.reports.wording import moment
 from letheon.runs.folder import write_text
@@ -100,13 +112,16 @@ def _section(run: AuditedRun, key: str) -> dict[str, Any]:
         "privleak": story.privleak(run.audit),
         "requests": requests.of_run(run.audit),
         "panels": panels,
-        "numbers": tables.number_rows(run.audit),
+        "numbers": numbers.number_rows(run.audit),
         "reasons": reasons.rows(),
         "distances": figures.distances(run.audit, f"{key}-d"),
+        "recovery": recovery.recovery(run.audit, f"{key}-r"),
+        "roc": roc.roc(run.audit, f"{key}-m"),
         "trade_off": scatter.trade_off(run.audit, f"{key}-t"),
-        "utility": tables.utility_rows(run.audit),
+        "utility": numbers.utility_rows(run.audit),
         "training": [figure for figure in training if figure is not None],
-        "samples": story.samples(run),
+        "samples": samples.samples(run),
+        "by_cell": samples.samples_by_cell(run),
         **_provenance(run),
     }
 

@@ -1,4 +1,4 @@
-"""What the page tells beside the numbers: what was asked, answers before and after, stages, software and hashes.
+"""What the page tells beside the numbers: what was asked, stages, software and hashes.
 
 Source: this project.  Checked against: a run with all of it, and one with nothing but its audit.
 """
@@ -8,21 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from letheon.reports.reading import AuditedRun, Lines
-from letheon.reports.wording import DASH, counted, duration, is_number, label_of_condition, moment, number, percent
-from letheon.runs.ledger import ITEMS_NAME, StageRecord, flattened
+from letheon.reports.reading import AuditedRun
+from letheon.reports.wording import DASH, counted, duration, is_number, moment, number, percent
+from letheon.runs.ledger import StageRecord, flattened
 from letheon.runs.signing import fingerprint
 
-SAMPLES = {"forget": 6, "retain": 4, "general": 2}
-"""How many answers are shown of each set."""
-_SAMPLED = (
-    ("forget", "To be forgotten, other wordings", ("forget_held_out", "forget_accuracy_held_out")),
-    ("forget", "To be forgotten, trained wordings", ("forget_questions", "forget_accuracy")),
-    ("retain", "To be kept", ("retain_questions", "retain_accuracy")),
-    ("general", "General knowledge", ("general_questions", "general_accuracy")),
-)
-"""Which set it belongs to, the title, and the names under which items.jsonl may have it: a set's or a column's."""
-_AFTER = ("as_is", "int4_row")
 _ROLES = {"forget": "to be forgotten", "retain": "to be kept", "holdout": "never seen", "general": "general knowledge"}
 _MODELS = {
     "subject": "audited model",
@@ -62,65 +52,6 @@ def _amount(given: Mapping[str, Any]) -> str:
     if given.get("unit_is_line"):
         return f"{text}; no units are named, so every line counts as one"
     return f"{text} about {counted(units, 'unit')}" if isinstance(units, int) else text
-
-
-# --- samples
-
-
-def samples(run: AuditedRun) -> dict[str, Any]:
-    """Answers before and after; which ones is fixed by their place in the list, not by what was answered."""
-    if run.items is None:
-        return {"groups": [], "why_none": _why_no_items(run)}
-    groups = [group for role, title, names in _SAMPLED if (group := _group(run, role, title, names))]
-    return {"groups": groups, "why_none": "" if groups else f"{ITEMS_NAME} holds no answers to questions."}
-
-
-def _why_no_items(run: AuditedRun) -> str:
-    was_kept = any(name.endswith(ITEMS_NAME) for stage in run.stages for name in stage.outputs)
-    if was_kept:
-        return "The raw text was purged. The numbers and the verdict stand without it."
-    return f"The raw text was purged, or never kept: there is no {ITEMS_NAME} in this run."
-
-
-def _group(run: AuditedRun, role: str, title: str, names: tuple[str, ...]) -> dict[str, Any] | None:
-    lines = [line for line in run.items or [] if line.get("set") in names or line.get("column") in names]
-    by_place = {(line.get("role"), line.get("condition"), line.get("id")): line for line in lines}
-    before = [line for line in lines if line.get("role") == "original" and line.get("condition") == "as_is"]
-    after = [condition for condition in _AFTER if any(_is_after(line, condition) for line in lines)]
-    if not after:
-        return None
-    base = before or [line for line in lines if _is_after(line, after[0])]
-    rows = []
-    for line in _spread(base, SAMPLES[role]):
-        given = [by_place.get(("subject", condition, line.get("id"))) for condition in after]
-        shown = [line if before else None, *given]
-        rows.append(
-            {
-                "prompt": str(line.get("prompt", "")),
-                "answer": str(line.get("answer", "")).strip(),
-                "given": [_given(answer) for answer in shown],
-            }
-        )
-    heads = ["before", *(f"after, {label_of_condition(run.audit, condition)}" for condition in after)]
-    return {"title": title, "role": role, "heads": heads, "rows": rows, "of": len(base)}
-
-
-def _is_after(line: Mapping[str, Any], condition: str) -> bool:
-    return line.get("role") == "subject" and line.get("condition") == condition
-
-
-def _given(line: Mapping[str, Any] | None) -> dict[str, Any]:
-    if line is None:
-        return {"text": DASH, "is_right": False}
-    text, answer = str(line.get("given", "")).strip(), str(line.get("answer", "")).strip()
-    return {"text": text or "(nothing)", "is_right": bool(answer) and text.casefold() == answer.casefold()}
-
-
-def _spread(lines: Lines, count: int) -> Lines:
-    """`count` lines at equal distances."""
-    if len(lines) <= count:
-        return lines
-    return [lines[position * len(lines) // count] for position in range(count)]
 
 
 # --- where it all comes from

@@ -4,7 +4,7 @@
               the page decides, in the light, in the dark and on paper
     text      stays text, in the page's font, with markup escaped
     ids       begin with the figure's own, so that many figures can stand in one page
-The same figure gives the same bytes.
+`standalone` makes a file of it, in the page's light colours. The same figure gives the same bytes.
 
 Source: this project.  Checked against: byte equality, markup in labels, ids of two figures, a palette without a name.
 """
@@ -16,9 +16,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from textwrap import wrap
 from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
+from xml.sax.saxutils import escape
 
 PALETTE = {
     name: f"#0f1e{position:02x}"
@@ -103,6 +107,42 @@ def canvas(
     ]
 
 
+def titled(axis: Any, head: str, sub: str = "") -> None:
+    """A panel's name in two lines that do not meet its neighbour's: what is too long goes on below, and ends in `…`."""
+    room = int(72 * axis.get_figure().get_size_inches()[0] * axis.get_position().width / 5) + 4
+    first, *rest = wrap(head, room) or [""]
+    below = ", ".join([*([" ".join(rest)] if rest else []), *([sub] if sub else [])])
+    axis.set_title(first, pad=15)
+    axis.annotate(
+        below if len(below) <= room + 4 else f"{below[: room + 3].rstrip()}…",
+        (0, 1),
+        xytext=(0, 4),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        color=PALETTE["muted"],
+        size=7.5,
+    )
+
+
+def keyed(drawing: Any, axis: Any, title: str = "") -> None:
+    """What the lines of an axis are, over the whole figure at the right, and the figure's name at the left."""
+    width, height = drawing.get_size_inches()
+    handles, labels = axis.get_legend_handles_labels()
+    drawing.text(0.02 / width, 1 - 0.06 / height, title, color=PALETTE["ink"], weight="bold", size=9.5, va="top")
+    drawing.legend(
+        handles[::-1],
+        labels[::-1],
+        ncols=len(handles),
+        loc="upper right",
+        bbox_to_anchor=(1 - 0.1 / width, 1 - 0.04 / height),
+        frameon=False,
+        fontsize=7.5,
+        handlelength=2.2,
+        borderaxespad=0,
+        borderpad=0,
+    )
+
+
 def render(figure: Any, key: str) -> str:
     """The figure as clean SVG. Call inside `style(key)`; `key` is a word of letters, digits and hyphens."""
     file = io.StringIO()
@@ -132,6 +172,27 @@ def clean(svg: str, *, key: str, width: float, height: float) -> str:
     # 4/3: a point is 4/3 of a CSS pixel, so that text has the size it was drawn with
     size = f'viewBox="0 0 {width:g} {height:g}" style="width:{width * 4 / 3:.0f}px"'
     return f'<svg {size} aria-hidden="true" focusable="false">{body}</svg>'
+
+
+def standalone(figure: Figure) -> str:
+    """The figure as a file of its own: light colours on white, with its words as title and description."""
+    width, height = (float(part) for part in re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', figure.svg)[0])
+    body = figure.svg[figure.svg.index(">") + 1 :]
+    colours = light_colours()
+    body = re.sub(r"var\(--(\w+)\)", lambda name: colours[name[1]], body)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}pt" '
+        f'height="{height:g}pt" font-family="sans-serif" role="img">'
+        f"<title>{escape(figure.caption)}</title><desc>{escape(figure.text_alternative)}</desc>"
+        f'<rect width="{width:g}" height="{height:g}" fill="{colours["paper"]}"/>{body}\n'
+    )
+
+
+@cache
+def light_colours() -> dict[str, str]:
+    """Name of the palette -> hex code in the light, as the page's style has it."""
+    light = Path(__file__).with_name("style.css").read_text(encoding="utf-8").partition("@media")[0]
+    return dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", light))
 
 
 def _name(tag: str) -> str:

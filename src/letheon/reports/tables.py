@@ -1,4 +1,4 @@
-"""The matrix and its numbers as rows for the page.
+"""The matrix as rows for the page.
 
 Shade of a cell, 0 to 1, from the same numbers as the verdict:
     about the forget set    d above the control, or (where either side counts) the size of d
@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from letheon.reports.groups import in_groups
 from letheon.reports.wording import (
     DASH,
     JUDGEMENTS,
@@ -29,7 +30,6 @@ from letheon.reports.wording import (
     label_of_condition,
     name_of,
     number,
-    signed,
 )
 
 Audit = Mapping[str, Any]
@@ -47,6 +47,11 @@ ABOUT = (
     ),
 )
 
+LARGE = 12
+"""A table of more conditions or probes scrolls under its headings, with the provenance of its rows folded away."""
+SPENT = "budget exhausted"
+"""How the reason begins where there was no time left to begin a condition."""
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -61,7 +66,7 @@ class Shown:
     hue: str = "warm"
     """warm: above the control, or lost; cold: below it."""
     kind: str = "number"
-    """number, missing (not measured) or none (not applicable, not asked)."""
+    """number, missing (not measured), spent (not begun in time) or none (not applicable, not asked)."""
     note: int | None = None
     """Which of the numbered reasons applies."""
 
@@ -103,12 +108,17 @@ def matrix(audit: Audit, reasons: Reasons) -> list[dict[str, Any]]:
         names = [name for name in dict.fromkeys(name for _, name in cells) if about_of(audit, name) == about]
         if not names:
             continue
-        rows = [
-            {
+        rows = {
+            condition: {
                 **_condition(audit, condition),
                 "cells": [shown_cell(audit, cells.get((condition, name)), condition, name, reasons) for name in names],
             }
             for condition in conditions
+        }
+        unasked = [name for name in conditions if about == "utility" and _is_unasked(cells, name, names)]
+        groups = [
+            {"title": group, "rows": [rows[name] for name in members]}
+            for group, members in in_groups(audit, [name for name in conditions if name not in unasked])
         ]
         columns = [
             {"head": heading(audit, name)[0], "sub": heading(audit, name)[1], "label": label_of_column(audit, name)}
@@ -121,10 +131,20 @@ def matrix(audit: Audit, reasons: Reasons) -> list[dict[str, Any]]:
                 "lead": lead,
                 "columns": columns,
                 "before": _reference_rows(audit, cells, names),
-                "rows": rows,
+                "groups": groups,
+                "is_large": len(conditions) > LARGE or len(names) > LARGE,
+                "unasked": [label_of_condition(audit, name) for name in unasked],
             }
         )
     return panels
+
+
+def _is_unasked(cells: Mapping[tuple[str, str], Cell], condition: str, names: Sequence[str]) -> bool:
+    """Whether a row would say nothing: no cell was measured or required, none stopped by the budget."""
+    found = [cells.get((condition, name), {}) for name in names]
+    return not any(
+        cell.get("status") == "measured" or cell.get("required") or SPENT in str(cell.get("reason")) for cell in found
+    )
 
 
 def about_of(audit: Audit, column: str) -> str:
@@ -173,6 +193,8 @@ def shown_cell(audit: Audit, cell: Cell | None, condition: str, name: str, reaso
         if cell["status"] == "not applicable":
             return Shown("n/a", kind="none", word="not applicable")
         mark = JUDGEMENTS["not measured"] if cell.get("required") else PLAIN
+        if SPENT in str(cell.get("reason")):  # the control's, too, is told as such
+            return Shown(SPENT, kind="spent", judged=mark, note=note)
         return Shown("not measured", kind="missing", judged=mark, note=note)
     # a cell may be measured, and its control not: it has a value, and a reason why there is no distance
     why = cell.get("reason")
@@ -236,64 +258,3 @@ def find(audit: Audit, column: str, condition: str) -> Cell:
     """A cell, empty where there is none."""
     cells = audit.get("cells", [])
     return next((cell for cell in cells if (cell["column"], cell["condition"]) == (column, condition)), {})
-
-
-# --- every number, and utility
-
-
-def number_rows(audit: Audit) -> list[dict[str, Any]]:
-    """Every measured cell with all that is known of it."""
-    rows = []
-    for cell in audit.get("cells", []):
-        if cell["status"] != "measured":
-            continue
-        word = str(cell.get("judgement") or "")
-        margin, side = cell.get("margin"), cell.get("side")
-        rows.append(
-            {
-                "condition": label_of_condition(audit, cell["condition"]),
-                "column": name_of(audit, cell["column"]),
-                "n_items": number_of(cell.get("n_items")),
-                "n_units": number_of(cell.get("n_units")),
-                "value": number(cell.get("value")),
-                "interval": interval(cell.get("lower"), cell.get("upper")),
-                "control": number(cell.get("control")),
-                "original": number(cell.get("original")),
-                "d": signed(cell.get("d")),
-                "d_interval": interval(cell.get("d_lower"), cell.get("d_upper"), is_signed=True),
-                "margin": DASH if margin is None else f"{'±' if side == 'either' else ''}{number(margin)}",
-                "retained": number(_ratio(cell.get("retained"))),
-                "regained": number(_ratio(cell.get("regained"))),
-                "judged": JUDGEMENTS.get(word, PLAIN),
-                "word": word or ("not required" if not cell.get("required") else ""),
-            }
-        )
-    return rows
-
-
-def _ratio(value: Any) -> Any:
-    """A ratio may come alone or with its bounds."""
-    return value.get("value") if isinstance(value, Mapping) else value
-
-
-def number_of(count: Any) -> str:
-    """A count, or a dash."""
-    return f"{count:,}" if isinstance(count, int) else DASH
-
-
-def utility_rows(audit: Audit) -> list[dict[str, Any]]:
-    """How far each required utility fell, against its margin."""
-    return [
-        {
-            "label": label_of_column(audit, row["column"]),
-            "original": number(row.get("original")),
-            "subject": number(row.get("subject")),
-            "fall": signed(row.get("fall")),
-            "interval": interval(row.get("lower"), row.get("upper"), is_signed=True),
-            "margin": number(row.get("margin")),
-            "judged": JUDGEMENTS.get(str(row.get("judgement")), PLAIN),
-            "word": str(row.get("judgement") or ""),
-            "reason": str(row.get("reason") or ""),
-        }
-        for row in audit.get("utility", [])
-    ]

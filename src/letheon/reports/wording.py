@@ -192,6 +192,11 @@ def moment(stamp: str | None) -> str:
     return f"{stamp[:10]} {stamp[11:16]}{zone}".strip()
 
 
+def shortened(text: str, room: int) -> str:
+    """A text of at most `room` letters, with an ellipsis where it was longer."""
+    return text if len(text) <= room else f"{text[: room - 1].rstrip()}…"
+
+
 def counted(count: int, noun: str) -> str:
     """`1 cell`, `2 cells`; thousands apart."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
