@@ -21,7 +21,20 @@ from letheon.cli.page import CONTEXT, Page, PagedGroup
 from letheon.errors import BadInput, UnknownName
 from letheon.runs.environment import command_line, process_count
 
-COMMANDS = ("train", "forget", "quantize", "audit", "verify", "report", "run", "runs", "methods", "doctor", "demo")
+COMMANDS = (
+    "train",
+    "forget",
+    "quantize",
+    "audit",
+    "ask",
+    "verify",
+    "report",
+    "run",
+    "runs",
+    "methods",
+    "doctor",
+    "demo",
+)
 """In the order of --help; each is a file of this folder."""
 SHARED = ("train", "forget")
 """What several processes can do together."""
