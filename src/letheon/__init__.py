@@ -5,6 +5,7 @@
     letheon.quantize   a low-bit folder
     letheon.audit      every probe under every condition, a verdict, a report
     letheon.benchmark  a published benchmark (TOFU, MUSE, WMDP) with its own definitions
+    letheon.ask        questions to a model without its weights: numbers, no verdict
     letheon.verify     whether a verdict or a run is whole, and by whose key
     letheon.run        a recipe: any chain of the above
 
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from letheon.audits.audit import audit
     from letheon.audits.benchmark import benchmark
+    from letheon.audits.black_box import ask
     from letheon.audits.verify import verify
     from letheon.quantization.pipeline import quantize
     from letheon.recipes.recipe import run
@@ -27,9 +29,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "audit", "benchmark", "forget", "quantize", "run", "train", "verify"]
+__all__ = ["__version__", "ask", "audit", "benchmark", "forget", "quantize", "run", "train", "verify"]
 
 _MODULES = {
+    "ask": "letheon.audits.black_box",
     "audit": "letheon.audits.audit",
     "benchmark": "letheon.audits.benchmark",
     "forget": "letheon.unlearning.forget",

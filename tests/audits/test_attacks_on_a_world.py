@@ -26,6 +26,7 @@ from tests.audits.mini import Mini
 Asking = Callable[[str, str], tuple[Rows, Rows]]
 ATTACKS = [name for name in names("condition") if hasattr(load("condition", name), "walk")]
 BRIEFLY: dict[str, dict[str, Any]] = {
+    "gcg": {"steps": [4], "tokens": 2, "candidates": 24, "questions": 8, "buffer": 4},
     "interpolate": {"shares": [0.1, 0.25]},
     "relearn": {"steps": [10]},
     "relearn_lora": {"steps": [10]},
@@ -82,7 +83,7 @@ def values(rows: Rows, column: str) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in ("interpolate", "linear_probe")])
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in ("gcg", "interpolate", "linear_probe")])
 def test_who_knows_is_seen_to_know(name: str, asking: Asking) -> None:
     own, control = asking(name, "target")
     assert min(values(own, "forget_accuracy")) > 0.7

@@ -83,7 +83,7 @@ def test_version(letheon: Letheon) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["forgte"], "letheon: 'forgte' is not a command. Did you mean 'forget'? Known: audit, benchmark, "),
+        (["forgte"], "letheon: 'forgte' is not a command. Did you mean 'forget'? Known: ask, audit, "),
         (["--verison"], "letheon: no option --verison. Did you mean '--version'? See letheon --help"),
         (
             ["forget", "m", "--lerning-rate", "1"],

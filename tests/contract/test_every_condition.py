@@ -110,6 +110,12 @@ def world() -> AskedSets:
     return sets(some("forget_questions", 2, 12), some("retain_questions", 40, 20), some("general_questions", 80, 9))
 
 
+def in_other_words(now: AskedSets) -> tuple[Any, ...]:
+    """What is asked of the forgotten that does not stand in the world."""
+    plain = {example.ids for example in world()["forget_questions"].examples}
+    return tuple(example.ids for example in now["forget_questions"].examples if example.ids not in plain)
+
+
 def briefly(spec: dict[str, Any]) -> Any:
     """The attack, with few steps where it takes any, and at a layer that models of two blocks have."""
     attack = build("condition", spec)
@@ -117,6 +123,8 @@ def briefly(spec: dict[str, Any]) -> Any:
         attack = replace(attack, layer=1)
     if spec["name"] == "quantize_with":
         return replace(attack, length=16)
+    if spec["name"] == "gcg":
+        attack = replace(attack, candidates=max(attack.candidates // 8, 1), questions=attack.questions // 4)
     return replace(attack, steps=(1, 3)) if attack.along == "steps" else attack
 
 
@@ -129,13 +137,18 @@ def another(architecture: str) -> ModelFolder:
 
 
 def attacked(
-    attack: Any, model: Any, architecture: str, look: Callable[[str, Any], list[Any]], *, whole: AskedSets | None = None
+    attack: Any,
+    model: Any,
+    architecture: str,
+    look: Callable[[str, AskedSets, Any], list[Any]],
+    *,
+    whole: AskedSets | None = None,
 ) -> None:
     attacked_rows(
         rows_of("row", attack),
         scorer_of(model),
         whole or world(),
-        lambda row, now, reader: look(row, reader),
+        look,
         folder=inspect_model(saved(architecture)),
         original=another(architecture),
     )
@@ -149,14 +162,15 @@ def test_an_attack_acts_is_the_same_twice_and_leaves_no_bit_behind(spec: dict[st
             model = load_model(saved(architecture))
             before, plain, seen = state(model), logits(model), []
 
-            def look(row: str, reader: Any, seen: list[Any] = seen, model: Any = model) -> list[Any]:
-                seen.append(logits(model) if reader is None else reader([tuple(IDS[0].tolist())]).scores.tobytes())
+            def look(row: str, now: AskedSets, reader: Any, seen: list[Any] = seen, model: Any = model) -> list[Any]:
+                said = logits(model) if reader is None else reader([tuple(IDS[0].tolist())]).scores.tobytes()
+                seen.append((said, in_other_words(now)))
                 return [{}]
 
             attacked(attack, model, architecture, look)
             ways = max(attack.folds, 1)
             assert len(seen) == ways * len(stops(attack))
-            assert plain not in seen, "the model is another at every look"
+            assert (plain, ()) not in seen, "the model is another at every look, or the words are"
             for way in range(ways):
                 of_way = seen[way * len(stops(attack)) :][: len(stops(attack))]
                 assert len(set(of_way)) == len(of_way)
@@ -171,7 +185,7 @@ def test_an_attack_leaves_no_bit_behind_after_a_fault(spec: dict[str, Any]) -> N
     model = load_model(saved("llama_tied"))
     before, plain = state(model), logits(model)
 
-    def look(row: str, reader: Any) -> list[Any]:
+    def look(row: str, now: AskedSets, reader: Any) -> list[Any]:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -218,10 +232,10 @@ def test_one_person_is_not_enough_to_learn_and_to_ask(spec: dict[str, Any]) -> N
     one = asked("forget_questions", [Example((*range(2, 10), 1), 5)])
     whole = AskedSets({**world().sets, "forget_questions": one})
     if attack.folds == 0:
-        attacked(attack, model, "llama_tied", lambda row, reader: [{}], whole=whole)
+        attacked(attack, model, "llama_tied", lambda row, now, reader: [{}], whole=whole)
         return
     with pytest.raises(NotMeasured, match="the forget set has 1"):
-        attacked(attack, model, "llama_tied", lambda row, reader: [{}], whole=whole)
+        attacked(attack, model, "llama_tied", lambda row, now, reader: [{}], whole=whole)
 
 
 @pytest.mark.parametrize("spec", given(everything=True))

@@ -4,7 +4,8 @@ An attack is a condition with three more things:
     along   the field whose values are rows, such as "steps"; "" for an attack of one row
     folds   parts that the forget set is cut into: K - 1 are learned, one is asked (see `halves`); 0: nothing is learned
     walk(target, attacker, then)   changes the model bit by bit, and calls `then(value)` where a row is due, or then(0)
-An attack whose answers are not the model's own words gives a `Reader` with the value: see `readers`.
+An attack whose answers are not the model's own words gives a `Reader` with the value (see `readers`); one that asks in
+other words gives a `Rewording` (see `rewording`).
 Conditions that differ in the field `along` alone are one walk with several rows. Weights may be left changed, since
 they are put back from copies; hooks must be taken out by the attack itself.
 
@@ -26,6 +27,7 @@ from letheon.audits.columns import Scores
 from letheon.audits.halves import parts
 from letheon.audits.matrix import Answer
 from letheon.audits.readers import Reader
+from letheon.audits.rewording import Rewording, reworded
 from letheon.audits.scorer import Scorer, refuse_broken
 from letheon.errors import CannotFinish, NotMeasured
 from letheon.models import ModelFolder
@@ -114,12 +116,17 @@ def attacked_rows(
         with _restored(scorer.model) as before:
 
             def then(
-                stop: Any, reader: Reader | None = None, now: AskedSets = part.sets, before: _Before = before
+                stop: Any,
+                reader: Reader | None = None,
+                rewording: Rewording | None = None,
+                now: AskedSets = part.sets,
+                before: _Before = before,
             ) -> None:
-                before.look(reader)
+                before.look(reader or rewording)
                 scorer.forget_results()
+                asked = now if rewording is None else reworded(now, rewording, scorer.encoder)
                 for name in names_at[stop]:
-                    found[name].append(ask(name, now, reader))
+                    found[name].append(ask(name, asked, reader))
 
             attack.walk(target, part.attacker, then)
     scorer.forget_results()
@@ -150,9 +157,9 @@ class _Before:
     hooks: int
     has_acted: bool = False
 
-    def look(self, reader: Reader | None) -> None:
-        """Called before the model is asked, or somebody in its place."""
-        is_other = reader is not None or hooks(self.model) != self.hooks
+    def look(self, instead: Reader | Rewording | None) -> None:
+        """Called before the model is asked, or somebody in its place, or in other words."""
+        is_other = instead is not None or hooks(self.model) != self.hooks
         self.has_acted = self.has_acted or is_other or self.has_moved()
 
     def has_moved(self) -> bool:
@@ -185,7 +192,9 @@ def _restored(model: Any) -> Iterator[_Before]:
     try:
         yield before
         if not before.has_acted:
-            raise NotMeasured("the attack has moved no weight, and no hook was there when the model was asked")
+            raise NotMeasured(
+                "the attack has moved no weight, no hook was there when the model was asked, and no word was another"
+            )
     finally:
         with torch.no_grad():
             for name, tensor in model.state_dict().items():

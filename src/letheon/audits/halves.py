@@ -59,16 +59,17 @@ def parts(sets: AskedSets, count: int, *, original: ModelFolder | None = None) -
     found = []
     for part in range(count):
         asked = frozenset(forgotten[count - 1 - part :: count])
-        learned, units = _learned(sets, [unit for unit in forgotten if unit not in asked])
+        taught = _learned(sets, [unit for unit in forgotten if unit not in asked])
         now = _asked(sets, asked, frozenset(strangers[part::count]))
-        found.append(Half(Attacker(learned, kept, original, units), now))
+        wordings = tuple(zip(taught.prompts, taught.answers, strict=True))
+        found.append(Half(Attacker(taught.examples, kept, original, taught.units, wordings), now))
     return tuple(found)
 
 
-def _learned(sets: AskedSets, units: Collection[str]) -> tuple[tuple[Example, ...], tuple[str, ...]]:
-    """Questions in trained wordings, or texts where there are no questions; and whom each is about."""
-    taught = [_only(sets[f"forget_{kind}"], frozenset(units)) for kind in ("questions", "texts")]
-    return next(((one.examples, one.units) for one in taught if len(one)), ((), ()))
+def _learned(sets: AskedSets, units: Collection[str]) -> Asked:
+    """Questions in trained wordings, or texts where there are no questions."""
+    questions, texts = (_only(sets[f"forget_{kind}"], frozenset(units)) for kind in ("questions", "texts"))
+    return questions if len(questions) else texts
 
 
 def _asked(sets: AskedSets, asked: Collection[str], strangers: Collection[str]) -> AskedSets:

@@ -38,7 +38,7 @@ from letheon.settings import plain
 INTERRUPTED = 130
 CANNOT_FINISH = 4
 RESUMABLE = frozenset(
-    f"letheon {name}" for name in ("train", "forget", "quantize", "audit", "benchmark", "run", "demo")
+    f"letheon {name}" for name in ("train", "forget", "quantize", "audit", "benchmark", "ask", "run", "demo")
 )
 GRACE_S = 10.0
 """Seconds that a process which is not the first keeps a fault to itself. Most faults are found by all of them alike;

@@ -27,6 +27,7 @@ COMMANDS = (
     "quantize",
     "audit",
     "benchmark",
+    "ask",
     "verify",
     "report",
     "run",
