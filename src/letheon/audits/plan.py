@@ -6,7 +6,7 @@ Source: this project.  Checked against: the parts of a plan by hand for each kin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,12 @@ def _add_lookalikes(sets: AskedSets, data: Mapping[str, DataFile], *, encoder: E
         items = [
             (item, by_line[line], prompt) for item, line, prompt in zip(asked.items, lines, asked.prompts, strict=True)
         ]
-        sets.sets[f"lookalike_{kind}"] = questions_about(f"lookalike_{kind}", lookalike_items(items, names), encoder)
+        made = questions_about(f"lookalike_{kind}", lookalike_items(items, names), encoder)
+        sets.sets[made.name] = replace(
+            made,
+            records=tuple(by_line[int(item.split("/")[2])] for item in made.items),
+            names=tuple(names.of_unit[unit] for unit in made.units),
+        )
     return len(sets["lookalike_questions"])
 
 
