@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from letheon.audits.control import name_in, standing_alone
 from letheon.audits.offered import Item, answers_of, has_wrong, letters_of, questions_with_wrong
 from letheon.data.encode import Encoder, Example
 from letheon.data.records import MAX_SHOWN, DataFile, Record
@@ -35,9 +36,33 @@ class Asked:
     examples: tuple[Example, ...]
     with_moments: bool = False
     """Whether some probe needs mean and deviation of log p, so that one pass finds everything."""
+    records: tuple[Record, ...] = ()
+    """Where each item comes from; empty where that is not known."""
+    names: tuple[str, ...] = ()
+    """How each prompt names its unit, "" where it does not; empty where nobody has looked."""
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def name_at(self, position: int) -> str:
+        """How a prompt names its unit; "" where it does not."""
+        if self.names:
+            return self.names[position]
+        unit = self.units[position]
+        return unit if standing_alone(unit).search(self.prompts[position]) else ""
+
+    def only(self, positions: Sequence[int]) -> Asked:
+        """The items at some positions, in that order."""
+        return replace(
+            self,
+            items=tuple(self.items[at] for at in positions),
+            units=tuple(self.units[at] for at in positions),
+            prompts=tuple(self.prompts[at] for at in positions),
+            answers=tuple(self.answers[at] for at in positions),
+            examples=tuple(self.examples[at] for at in positions),
+            records=tuple(self.records[at] for at in positions) if self.records else (),
+            names=tuple(self.names[at] for at in positions) if self.names else (),
+        )
 
 
 @dataclass(frozen=True)
@@ -173,5 +198,7 @@ def _encoded(name: str, items: list[Item], encoder: Encoder) -> tuple[Asked, lis
         tuple(prompt for _, _, prompt in items),
         tuple(record.answer or record.text for _, record, _ in items),
         tuple(examples),
+        records=tuple(record for _, record, _ in items),
+        names=tuple(name_in(record, prompt) or "" for _, record, prompt in items),
     )
     return asked, faults

@@ -29,6 +29,7 @@ from letheon.audits.matrix import Answer
 from letheon.audits.readers import Reader
 from letheon.audits.rewording import Rewording, reworded
 from letheon.audits.scorer import Scorer, refuse_broken
+from letheon.audits.wordings import Wording
 from letheon.errors import CannotFinish, NotMeasured
 from letheon.models import ModelFolder
 
@@ -49,14 +50,14 @@ class Attack(Protocol):
     def walk(self, target: Target, attacker: Attacker, then: Callable[..., None]) -> None: ...
 
 
-def stops(attack: Attack) -> tuple[Any, ...]:
+def stops(attack: Attack | Wording) -> tuple[Any, ...]:
     """What `then` is called with, in order: the values of the field `along`."""
     return tuple(sorted(getattr(attack, attack.along))) if attack.along else (0,)
 
 
 def rows_of(name: str, condition: Any) -> dict[str, Any]:
-    """Row -> condition: an attack of several steps is a row for each of them."""
-    if not isinstance(condition, Attack) or len(stops(condition)) == 1:
+    """Row -> condition: an attack of several steps, or a wording of several kinds, is a row for each of them."""
+    if not isinstance(condition, Attack | Wording) or len(stops(condition)) == 1:
         return {name: condition}
     return {f"{name}_{_said(value)}": _only_at(condition, value) for value in stops(condition)}
 

@@ -28,6 +28,15 @@ class AskedOfNobody(BadInput):
 
 
 @dataclass(frozen=True)
+class Solved:
+    """A question with its answer, in words."""
+
+    prompt: str
+    answer: str
+    unit: str
+
+
+@dataclass(frozen=True)
 class Target:
     """The model under attack. It is put back to the bit afterwards, whatever the attack does to its weights."""
 
@@ -49,9 +58,10 @@ class Attacker:
         original: the model before it was unlearned, for those who are thought to have it.
         units: whom each learned record is about; by default each is a unit of its own.
         wordings: (prompt, answer) of each learned record, for attacks that write; the prompt of a text is empty.
+        solved: role ("retain", "general", "learned") -> its questions in words.
     """
 
-    __slots__ = ("_kept", "_learned", "_original", "_units", "_wordings")
+    __slots__ = ("_kept", "_learned", "_original", "_solved", "_units", "_wordings")
 
     def __init__(
         self,
@@ -60,9 +70,10 @@ class Attacker:
         original: ModelFolder | None = None,
         units: tuple[str, ...] = (),
         wordings: tuple[tuple[str, str], ...] = (),
+        solved: Mapping[str, tuple[Solved, ...]] | None = None,
     ) -> None:
         self._learned, self._kept, self._original = learned, dict(kept or {}), original
-        self._wordings = wordings
+        self._wordings, self._solved = wordings, dict(solved or {})
         self._units = units or tuple(str(number) for number in range(len(learned)))
 
     @property
@@ -92,6 +103,13 @@ class Attacker:
             raise NotMeasured(f"the attack needs {role} records{remedy}, and there are none")
         return self._kept[role]
 
+    def solved(self, role: str) -> tuple[Solved, ...]:
+        """Questions of a role with their answers, in words; of "learned": V's. Raises NotMeasured where none are."""
+        if not self._solved.get(role):
+            remedy = f" ({_OPTION[role]} FILE)" if role in _OPTION else ""
+            raise NotMeasured(f"the attack needs {role} questions{remedy}, and there are none")
+        return self._solved[role]
+
     @property
     def original(self) -> ModelFolder:
         """The folder of the model before it was unlearned. Raises NotMeasured where nobody named one."""
@@ -103,6 +121,6 @@ class Attacker:
         if name.startswith("__"):  # copy, pickle and doctest ask for these
             raise AttributeError(name)
         raise AskedOfNobody(
-            f"an attack has reached for {name!r}: it may read learned, units, wordings, kept(role) and original, "
-            "and nothing of what the model is asked. Take it out of the attack's code"
+            f"an attack has reached for {name!r}: it may read learned, units, wordings, kept(role), solved(role) and "
+            "original, and nothing of what the model is asked. Take it out of the attack's code"
         )

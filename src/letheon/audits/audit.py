@@ -427,7 +427,7 @@ def _measure(
     seed, resamples = wanted.seed, int(kept["resamples"])
     cells = make_cells(sources, plan.columns, protocol, absent, seed=seed, resamples=resamples)
     utility = utility_rows(subject, original, plan.columns, protocol, seed=seed, resamples=resamples)
-    caveats = [*request.caveats, *cut_caveats(plan.sets)]
+    caveats = [*request.caveats, *cut_caveats(plan.sets), *asker.left.values()]
     rule = protocol.said(resamples, seed)
     verdict = decide(cells, utility, protocol=rule, control=control.sentence, caveats=caveats)
     requests: list[dict[str, Any]] = []

@@ -58,9 +58,9 @@ class LookalikeNames:
 
     def swap(self, record: Record, prompt: str) -> str | None:
         """The prompt with the unit's name, or its alias, replaced; None where there is no name in it."""
-        found = _name(record, prompt)
+        found = name_in(record, prompt)
         invented = self.of_unit.get(record.unit)
-        return None if found is None or not invented else _standing_alone(found).sub(lambda _: invented, prompt)
+        return None if found is None or not invented else standing_alone(found).sub(lambda _: invented, prompt)
 
 
 def lookalike_names(forget: DataFile, others: Iterable[DataFile], *, seed: int) -> LookalikeNames:
@@ -75,7 +75,7 @@ def lookalike_names(forget: DataFile, others: Iterable[DataFile], *, seed: int) 
     names: dict[str, str] = {}
     for record in forget.questions:
         for prompt in (record.prompt, *record.paraphrase):
-            if (found := _name(record, prompt)) is not None:
+            if (found := name_in(record, prompt)) is not None:
                 names.setdefault(record.unit, found)
     pieces = sorted({piece for name in names.values() for word in _WORD.findall(name) for piece in _cut(word)})
     invented = {unit: _invent(name, pieces, known, random.Random(f"{seed}/{unit}")) for unit, name in names.items()}
@@ -97,12 +97,12 @@ def lookalike_items(asked: Sequence[tuple[str, Record, str]], names: LookalikeNa
     ]
 
 
-def _name(record: Record, prompt: str) -> str | None:
+def name_in(record: Record, prompt: str) -> str | None:
     """The part of the prompt that names the unit, or None."""
-    return next((name for name in (record.unit, *record.aliases) if _standing_alone(name).search(prompt)), None)
+    return next((name for name in (record.unit, *record.aliases) if standing_alone(name).search(prompt)), None)
 
 
-def _standing_alone(name: str) -> re.Pattern[str]:
+def standing_alone(name: str) -> re.Pattern[str]:
     """`Ann`, but not the one in `Joanna`."""
     return re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
 

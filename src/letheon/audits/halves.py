@@ -12,10 +12,10 @@ is asked once, records of the forget set are in no other set that the attacker i
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from letheon.audits.asked import Asked, AskedSets
-from letheon.audits.attacker import Attacker
+from letheon.audits.attacker import Attacker, Solved
 from letheon.data.encode import Example
 from letheon.errors import NotMeasured
 from letheon.models import ModelFolder
@@ -48,8 +48,9 @@ def parts(sets: AskedSets, count: int, *, original: ModelFolder | None = None) -
         NotMeasured: fewer units to be forgotten than parts.
     """
     kept = {role: _kept(sets, role) for role in _KEPT}
+    solved = {role: _solved(sets[f"{role}_questions"], set(kept[role])) for role in _KEPT}
     if count == 0:
-        return (Half(Attacker((), kept, original), sets),)
+        return (Half(Attacker((), kept, original, solved=solved), sets),)
     forgotten, strangers = _units(sets, "forget"), _units(sets, "holdout")
     if len(forgotten) < count:
         needed = "a unit to learn" if count == 2 else f"{count - 1} units to learn from"
@@ -59,10 +60,12 @@ def parts(sets: AskedSets, count: int, *, original: ModelFolder | None = None) -
     found = []
     for part in range(count):
         asked = frozenset(forgotten[count - 1 - part :: count])
-        taught = _learned(sets, [unit for unit in forgotten if unit not in asked])
+        others = [unit for unit in forgotten if unit not in asked]
+        taught = _learned(sets, others)
         now = _asked(sets, asked, frozenset(strangers[part::count]))
         wordings = tuple(zip(taught.prompts, taught.answers, strict=True))
-        found.append(Half(Attacker(taught.examples, kept, original, taught.units, wordings), now))
+        known = {**solved, "learned": _solved(_only(sets["forget_questions"], frozenset(others)))}
+        found.append(Half(Attacker(taught.examples, kept, original, taught.units, wordings, known), now))
     return tuple(found)
 
 
@@ -86,6 +89,15 @@ def _kept(sets: AskedSets, role: str) -> tuple[Example, ...]:
     return tuple(example for example in held if example.ids not in forgotten)
 
 
+def _solved(asked: Asked, allowed: Collection[Example] | None = None) -> tuple[Solved, ...]:
+    """Questions with their answers, in words; those whose tokens are allowed."""
+    return tuple(
+        Solved(prompt, answer, unit)
+        for prompt, answer, unit, example in zip(asked.prompts, asked.answers, asked.units, asked.examples, strict=True)
+        if allowed is None or example in allowed
+    )
+
+
 def _role(name: str) -> str:
     return name.split("_", 1)[0]
 
@@ -96,13 +108,4 @@ def _units(sets: AskedSets, role: str) -> list[str]:
 
 def _only(asked: Asked, units: Collection[str]) -> Asked:
     """The items about some units, in their order."""
-    kept = [position for position, unit in enumerate(asked.units) if unit in units]
-
-    return replace(
-        asked,
-        items=tuple(asked.items[at] for at in kept),
-        units=tuple(asked.units[at] for at in kept),
-        prompts=tuple(asked.prompts[at] for at in kept),
-        answers=tuple(asked.answers[at] for at in kept),
-        examples=tuple(asked.examples[at] for at in kept),
-    )
+    return asked.only([position for position, unit in enumerate(asked.units) if unit in units])

@@ -115,7 +115,12 @@ def _add_lookalikes(
             (item, replace(by_line[int(item.split("/")[1])], answer=answer), prompt)
             for item, prompt, answer in zip(asked.items, asked.prompts, asked.answers, strict=True)
         ]
-        sets.sets[f"lookalike_{kind}"] = questions_about(f"lookalike_{kind}", lookalike_items(items, names), encoder)
+        made = questions_about(f"lookalike_{kind}", lookalike_items(items, names), encoder)
+        sets.sets[made.name] = replace(
+            made,
+            records=tuple(by_line[int(item.split("/")[2])] for item in made.items),
+            names=tuple(names.of_unit[unit] for unit in made.units),
+        )
     return len(sets["lookalike_questions"])
 
 

@@ -25,6 +25,7 @@ from letheon.audits.plan import Plan
 from letheon.audits.readers import Reader, read_column
 from letheon.audits.scorer import Scorer, refuse_broken
 from letheon.audits.stored import Rows, from_plain, to_plain
+from letheon.audits.wordings import Reworded, Wording, reworded
 from letheon.data.encode import Encoder
 from letheon.errors import NotMeasured
 from letheon.methods import describe, name_of
@@ -48,6 +49,8 @@ class Asker:
     """What an attacker may have besides: the model before it was unlearned."""
     budget: Budget = field(default_factory=Budget)
     """When conditions are no longer begun."""
+    left: dict[str, str] = field(default_factory=dict)
+    """Row -> a sentence about the questions that it leaves out; filled as rows are made."""
 
     def table(
         self,
@@ -81,6 +84,9 @@ class Asker:
                 if isinstance(condition, Attack):
                     with_utility = {row for row in walk if utility_at is None or row in utility_at}
                     self._attacked(walk, folder, scorer, self_control, with_utility, own, control, meanwhile)
+                    continue
+                if isinstance(condition, Wording):
+                    self._worded(name, condition, scorer, self_control, own, control)
                     continue
                 with condition.applied(model, folder):
                     own[name] = self._row(name, scorer, role="forget", utility=utility_at is None or name in utility_at)
@@ -166,6 +172,27 @@ class Asker:
                 row[column] = self._answer(column, condition, scorer, role, sets)
         return row
 
+    def _worded(self, name: str, wording: Wording, scorer: Scorer, self_control: str, own: Rows, control: Rows) -> None:
+        """The rows of a wording, into both tables."""
+        roles = ["forget", self_control] if self_control else ["forget"]
+        worded = reworded(wording, self.plan.sets, self.encoder, roles=roles)
+        if sentence := worded.sentence(name):
+            self.left[name] = sentence
+        for role, table in zip(roles, (own, control), strict=False):
+            table[name] = self._worded_row(name, scorer, role, worded)
+
+    def _worded_row(self, condition: str, scorer: Scorer, role: str, worded: Reworded) -> dict[str, Answer]:
+        """Forgotten facts alone: no weight has changed, so utility and membership are those of the model as it is."""
+        row: dict[str, Answer] = {}
+        for column, kind in self.plan.columns.items():
+            if kind.about != "forget" or kind.asked_of != "questions":
+                row[column] = NotMeasured("other words change questions about forgotten facts, and not the model")
+                continue
+            row[column] = self._answer(column, condition, scorer, role, worded.sets)
+            if isinstance(row[column], NotMeasured) and (why := worded.why(role)):
+                row[column] = NotMeasured(f"{row[column]}: {why}")
+        return row
+
     def _read_row(self, reader: Reader, role: str, sets: AskedSets) -> dict[str, Answer]:
         """What a reader says in place of the model."""
         row: dict[str, Answer] = {}
@@ -209,7 +236,7 @@ class Asker:
     def _key(self, folder: ModelFolder, conditions: Mapping[str, Any], utility_at: Collection[str] | None) -> str:
         asked = {
             name: [
-                [asked.items, asked.units, asked.answers],
+                [asked.items, asked.units, asked.answers, asked.prompts, asked.names],
                 [(example.ids, example.labelled_from) for example in asked.examples],
             ]
             for name, asked in sorted(self.plan.sets.sets.items())

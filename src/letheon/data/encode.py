@@ -28,6 +28,10 @@ _NOW = (
 )
 
 
+Turn = tuple[str, str]
+"""What was asked, and what was replied."""
+
+
 @dataclass(frozen=True)
 class Example:
     """Tokens of one record; `labelled_from` is the position of the first labelled token (>= 1)."""
@@ -104,10 +108,8 @@ class Encoder:
 
     def question(self, prompt: str, answer: str) -> Example:
         """A prompt and an answer. A prompt too long for the window loses its beginning, never the question's end."""
-        before = self.prompt_ids(prompt)
-        if not before:
-            raise BadInput(f"prompt {prompt[:40]!r} has no tokens. Give a prompt that the tokenizer knows")
-        after = self._chat_answer(prompt, answer) if self.uses_chat else self._plain_answer(prompt, answer)
+        example = self.dialogue(prompt, answer)
+        before, after = list(example.prompt_ids), list(example.answer_ids)
         if len(after) >= self.max_length:
             raise BadInput(
                 f"answer {answer[:40]!r} has {len(after)} tokens, and the context window {self.max_length}. "
@@ -141,28 +143,48 @@ class Encoder:
             )
         return Example(tuple(ids), len(before))
 
+    def dialogue(self, prompt: str, answer: str, *, earlier: Sequence[Turn] = (), begun: str = "") -> Example:
+        """A question at the end of a conversation, whose reply has begun with some words; uncut, however long.
+
+        Without a chat template what was said earlier stands in lines above the prompt, each question beside its reply.
+
+        Args:
+            earlier: (what was asked, what was replied) before.
+            begun: the first words of the reply; they are shown, and not labelled.
+        """
+        if not self.prompt_ids(prompt):
+            raise BadInput(f"prompt {prompt[:40]!r} has no tokens. Give a prompt that the tokenizer knows")
+        if self.uses_chat:
+            turns = _said(earlier, prompt)
+            shown = self._chat(turns, add_generation_prompt=True) + begun
+            return self._example([], shown, self._rest_of_chat(turns, shown, _joined(begun, answer)))
+        lines = [_joined(asked, replied) for asked, replied in earlier]
+        shown = _joined(self._shown("\n".join([*lines, prompt])), begun)
+        start = [self.bos] if self.bos is not None else []
+        return self._example(start, shown, self._plain_answer(shown, answer))
+
     def prompt_ids(self, prompt: str) -> list[int]:
         """What the model is shown before it answers, uncut."""
         if self.uses_chat:
-            return self._tokens(self._chat([{"role": "user", "content": prompt}], add_generation_prompt=True))
+            return self._tokens(self._chat(_said((), prompt), add_generation_prompt=True))
         start = [self.bos] if self.bos is not None else []
         return start + self._tokens_of_prompt(self._shown(prompt))
+
+    def _example(self, start: list[int], shown: str, after: list[int]) -> Example:
+        before = start + self._tokens_of_prompt(shown)
+        return Example(tuple(before + after), len(before))
 
     def _shown(self, prompt: str) -> str:
         return self.template.replace("{prompt}", prompt)  # not format: a template may hold other braces
 
-    def _plain_answer(self, prompt: str, answer: str) -> list[int]:
-        shown = self._shown(prompt)
-        space = "" if shown[-1:].isspace() or answer[:1].isspace() else " "
-        ids = self._behind(shown, space + answer)
+    def _plain_answer(self, shown: str, answer: str) -> list[int]:
+        ids = self._behind(shown, _joined(shown, answer)[len(shown) :])
         if not ids:
             raise BadInput(f"answer {answer!r} has no tokens. Give an answer that the tokenizer knows")
         return [*ids, self.eos]
 
-    def _chat_answer(self, prompt: str, answer: str) -> list[int]:
-        user = [{"role": "user", "content": prompt}]
-        shown = self._chat(user, add_generation_prompt=True)
-        whole = self._chat([*user, {"role": "assistant", "content": answer}], add_generation_prompt=False)
+    def _rest_of_chat(self, turns: list[dict[str, str]], shown: str, reply: str) -> list[int]:
+        whole = self._chat([*turns, {"role": "assistant", "content": reply}], add_generation_prompt=False)
         if not whole.startswith(shown):
             raise BadInput(
                 "the chat template's conversation does not begin with its own prompt, so the answer cannot be told "
@@ -204,6 +226,20 @@ class Encoder:
 
     def _tokens(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+
+
+def _said(earlier: Sequence[Turn], prompt: str) -> list[dict[str, str]]:
+    """A conversation as chat templates take it."""
+    turns = []
+    for asked, replied in earlier:
+        turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": replied}]
+    return [*turns, {"role": "user", "content": prompt}]
+
+
+def _joined(first: str, second: str) -> str:
+    """Both, with one space between words that would touch."""
+    touch = first and second and not first[-1:].isspace() and not second[:1].isspace()
+    return f"{first} {second}" if touch else first + second
 
 
 def cut_sentence(examples: Sequence[Example], role: str) -> str:
