@@ -78,7 +78,10 @@ def test_few_strangers_are_said(fakes: ModuleType) -> None:
     (figure,) = roc(fakes.with_scores(fakes.make_audit(), strangers=30), "k")
     assert "found with no false positive (30 strangers are too few for 1 %)" in figure.text_alternative
     assert "found at 5 % false positives" in figure.text_alternative
-    assert "with fewer than 100 strangers 1 % means no false positive" in figure.caption
+    assert figure.caption.endswith("; with fewer than 100 strangers 1 % means no false positive.")
+    (fewer,) = roc(fakes.with_scores(fakes.make_audit(), strangers=19), "k")
+    assert "with no false positive (19 strangers are too few for 5 %)" in fewer.text_alternative
+    assert fewer.caption.endswith("; with fewer than 20 strangers 5 % means no false positive.")
 
 
 @pytest.mark.parametrize(("shift", "said"), [(-4.0, "over-forgotten"), (4.0, "still more familiar than strangers")])

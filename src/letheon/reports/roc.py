@@ -144,8 +144,9 @@ def _figure(audit: Audit, curves: Mapping[str, Mapping[str, Curve]], key: str) -
         keyed(drawing, axes[0])
         axes[0].set_ylabel("members flagged", loc="bottom")
         svg = render(drawing, key)
-    few = min(len(one.strangers) for tables in curves.values() for one in tables.values()) < 1 / min(RATES)
-    exact = "; with fewer than 100 strangers 1 % means no false positive" if few else ""
+    fewest = min(len(one.strangers) for tables in curves.values() for one in tables.values())
+    too_few = [(round(1 / rate), percent(rate)) for rate in RATES if fewest < round(1 / rate)]
+    exact = "".join(f"; with fewer than {count} strangers {rate} means no false positive" for count, rate in too_few)
     words = " ".join(_in_words(audit, column, tables) for column, tables in curves.items())
     return Figure(
         svg,
