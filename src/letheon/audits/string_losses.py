@@ -162,7 +162,8 @@ class StringLosses:
             for question, slot in enumerate(self.slots)
             for string in range(len(strings))
         ]
-        pairs.sort()
+        # By what is left to read: padding there goes through every layer, padding of the beginning through attention.
+        pairs.sort(key=lambda pair: (len(examples[pair[1]][pair[2]].ids) - pair[0], pair))
         most = batch_tokens_on(self.target.device)
         begin, width = 0, 0
         for end, (start, question, string) in enumerate(pairs):
