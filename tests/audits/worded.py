@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from letheon.audits.asked import AskedSets, make_sets
+from letheon.audits.control import Control
 from letheon.audits.plan import Plan
 from letheon.data.encode import Encoder
 from letheon.data.records import DataFile, Record
-from letheon.audits.control import Control
 from letheon.methods import build
 from tests.toys import encoder
 

@@ -87,7 +87,7 @@ def test_no_weight_is_touched_and_the_rest_of_the_row_says_why(name: str) -> Non
     assert {key: bits(value) for key, value in scorer.model.state_dict().items()} == before
     for row in own:
         if (sentence := asker.left.get(row)) is not None:
-            assert sentence.startswith(f"row {row} leaves out ") and "forget/" in sentence or "holdout/" in sentence
+            assert (sentence.startswith(f"row {row} leaves out ") and "forget/" in sentence) or "holdout/" in sentence
 
 
 @pytest.mark.parametrize("name", WORDINGS)
