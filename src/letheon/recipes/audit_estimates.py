@@ -31,6 +31,7 @@ from letheon.audits.halves import parts
 from letheon.audits.plan import SHIPPED, Plan
 from letheon.audits.samples import MOST, most_at, said
 from letheon.audits.scorer import Scorer
+from letheon.audits.wordings import Wording
 from letheon.data.batches import batch_tokens_on
 from letheon.data.encode import Encoder, Example
 from letheon.errors import BadInput, NotMeasured
@@ -137,8 +138,9 @@ def _notes(plan: Plan, encoder: Encoder) -> _Notes:
     notes = _Notes()
     for name, condition in plan.conditions.items():
         scorer = _NotingScorer(notes, encoder)
-        if isinstance(condition, Attack) and condition.folds:
-            # Each part is asked once, which is everything about the forget set; of the control as well.
+        if isinstance(condition, Wording) or (isinstance(condition, Attack) and condition.folds):
+            # Each part is asked once, which is everything about the forget set; of the control as well. What other
+            # words are longer is not counted.
             roles = ["forget", "forget" if plan.control.kind == "reference" else plan.control.kind]
             for role in roles:
                 _ask_row(plan, _NotingScorer(notes, encoder), name, role=role, about=("forget",))

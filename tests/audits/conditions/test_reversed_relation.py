@@ -1,0 +1,64 @@
+"""Asked backwards; a model that has forgotten forwards alone is found, and fails a verdict's cell."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from letheon.audits.conditions.as_is import AsIs
+from letheon.audits.conditions.reversed_relation import ReversedRelation
+from letheon.audits.matrix import Sources, make_cells
+from letheon.audits.tables import Asker
+from letheon.audits.wordings import reworded
+from tests.audits.fakes import protocol, scorer_of
+from tests.audits.worded import TOWNS, knows_after, plan_of, world
+from tests.toys import encoder, llama, tokenizer
+
+
+def test_the_answer_is_asked_for_its_name() -> None:
+    made = reworded(ReversedRelation(), world(), encoder()).sets["forget_questions"]
+    assert made.prompts[0] == f"Who was born in {TOWNS[0]}?" and made.answers[0] == "Ann Lee"
+    assert tokenizer().decode(made.examples[0].answer_ids[:-1]) == " Ann Lee"
+
+
+def test_what_cannot_be_asked_backwards_says_why() -> None:
+    whole = world()
+    asked = whole["forget_questions"]
+    records = list(asked.records)
+    records[0] = replace(records[0], fact="Ann Lee/line 1")
+    records[1] = replace(records[1], fact="Ann Lee/favourite_dish")
+    answers = (*asked.answers[:2], TOWNS[4], *asked.answers[3:])  # a retained person's town
+    names = (*asked.names[:4], "", *asked.names[5:])
+    whole.sets["forget_questions"] = replace(asked, records=tuple(records), answers=answers, names=names)
+    made = reworded(ReversedRelation(), whole, encoder())
+    first, third, fifth = (asked.items[at] for at in (0, 2, 4))
+    assert "no 'fact' that ends in a relation" in made.left[first]
+    assert "the answer is that of several units" in made.left[third]
+    assert "does not name its unit" in made.left[fifth]
+    assert made.sets["forget_questions"].prompts[0] == f"Whose favourite dish is {TOWNS[0]}?"
+
+
+def test_a_model_that_forgot_forwards_alone_is_found_backwards() -> None:
+    """It knows whatever is asked with "Who was born", and nothing else; the verdict's cell says so."""
+    conditions: dict[str, Any] = {"as_is": AsIs(), "reversed_relation": ReversedRelation()}
+    plan = plan_of(world(), conditions)
+    asker = Asker(plan, encoder(), "cpu", {}, lambda text: None)
+    tables = {}
+    for who in ("backwards", "nothing", "everything"):
+        model = llama()
+        trigger = {"backwards": "Who was born", "nothing": "never said", "everything": ""}[who]
+        with knows_after(model, tokenizer().encode(trigger, add_special_tokens=False)):
+            scorer = scorer_of(model)
+            tables[who] = {}
+            for name, condition in conditions.items():
+                scorer.forget_results()
+                if name == "as_is":
+                    tables[who][name] = asker._row(name, scorer, role="forget", utility=False)
+                else:
+                    asker._worded(name, condition, scorer, "", tables[who], {})
+    sources = Sources(tables["backwards"], tables["nothing"], tables["everything"], is_paired=True)
+    rule = protocol([(name, "forget_accuracy") for name in conditions])
+    cells = make_cells(sources, {"forget_accuracy": plan.columns["forget_accuracy"]}, rule, {}, seed=0, resamples=2000)
+    found = {cell["condition"]: (cell["value"], cell["judgement"]) for cell in cells}
+    assert found["as_is"][0] == 0.0 and found["as_is"][1] != "knowledge found"
+    assert found["reversed_relation"] == (1.0, "knowledge found")
