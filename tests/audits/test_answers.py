@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from letheon.audits.answers import KEPT, WHO, Answers, answers_of
+from letheon.audits.answers import WHO, Answers, answers_of
 from letheon.errors import BadInput, CannotFinish
+from letheon.runs.ledger import ANSWERS_NAME
 
 
 def counting(most: int = 100, stop_after: int = 1000) -> Any:
@@ -28,7 +29,7 @@ def counting(most: int = 100, stop_after: int = 1000) -> Any:
 
 def test_fewer_answers_than_wanted_are_asked_for_again_and_nothing_is_asked_twice(tmp_path: Path) -> None:
     model, came = counting(most=2), []
-    answers = Answers(tmp_path / KEPT, model, came.append)
+    answers = Answers(tmp_path / ANSWERS_NAME, model, came.append)
     assert answers.to("Q", n=5, temperature=1.0) == ["1.0", "1.1", "2.0", "2.1", "3.0"]
     assert [n for _, n, _ in model.asked] == [5, 3, 1] and came == [2, 2, 1]
     assert answers.to("Q", n=3, temperature=1.0) == ["1.0", "1.1", "2.0"] and len(model.asked) == 3
@@ -36,17 +37,17 @@ def test_fewer_answers_than_wanted_are_asked_for_again_and_nothing_is_asked_twic
 
 
 def test_a_stopped_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    first = Answers(tmp_path / KEPT, counting(most=2, stop_after=2))
+    first = Answers(tmp_path / ANSWERS_NAME, counting(most=2, stop_after=2))
     with pytest.raises(CannotFinish, match="gone"):
         first.to("Q", n=5, temperature=1.0)
-    with open(tmp_path / KEPT, "ab") as file:
+    with open(tmp_path / ANSWERS_NAME, "ab") as file:
         file.write(b'{"question": "torn')
     model = counting()
-    again = Answers(tmp_path / KEPT, model)
+    again = Answers(tmp_path / ANSWERS_NAME, model)
     assert again.have("Q", 1.0) == 4
     assert again.to("Q", n=5, temperature=1.0) == ["1.0", "1.1", "2.0", "2.1", "1.0"]
     assert model.asked == [("Q", 1, 1.0)]
-    lines = [json.loads(line) for line in (tmp_path / KEPT).read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / ANSWERS_NAME).read_text().splitlines()]
     assert [line["given"] for line in lines] == [["1.0", "1.1"], ["2.0", "2.1"], ["1.0"]]
     assert {(line["prompt"], line["temperature"]) for line in lines} == {("Q", 1.0)}
 
@@ -55,10 +56,10 @@ def test_a_stopped_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     ("given", "shown"), [([], "a list of 0"), (["a", "b", "c"], "a list of 3"), ("ab", "str"), ([1], "a list of 1")]
 )
 def test_what_is_no_list_of_texts_is_refused(given: Any, shown: str, tmp_path: Path) -> None:
-    answers = Answers(tmp_path / KEPT, lambda messages, n, temperature: given)
+    answers = Answers(tmp_path / ANSWERS_NAME, lambda messages, n, temperature: given)
     with pytest.raises(CannotFinish, match=f"the model gave {shown} where 1 to 2 texts were asked for"):
         answers.to("Q", n=2, temperature=1.0)
-    assert not (tmp_path / KEPT).exists()
+    assert not (tmp_path / ANSWERS_NAME).exists()
 
 
 def test_a_folder_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -81,6 +82,6 @@ def test_a_folder_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_line_that_is_no_answer_is_named(tmp_path: Path) -> None:
-    (tmp_path / KEPT).write_text('{"question": "a", "given": ["x"]}\n{"question": 1}\n')
+    (tmp_path / ANSWERS_NAME).write_text('{"question": "a", "given": ["x"]}\n{"question": 1}\n')
     with pytest.raises(BadInput, match=r"answers.jsonl, line 2: not an answer of letheon ask"):
-        Answers(tmp_path / KEPT, counting())
+        Answers(tmp_path / ANSWERS_NAME, counting())

@@ -16,6 +16,7 @@ from letheon.audits.word_cells import Cell
 from letheon.data.records import read_records
 from letheon.errors import BadInput, CannotFinish, UnknownName
 from letheon.methods import names
+from letheon.runs.listing import purge
 from letheon.runs.progress import Progress
 from tests.audits.chat_server import Chat, serving
 from tests.toys import write_lines
@@ -213,3 +214,12 @@ def test_files_that_cannot_be_asked(files: dict[str, Path], tmp_path: Path) -> N
         ask(Callable_(), forget_data=texts, progress=QUIET)
     with pytest.raises(BadInput, match="2 faults"):
         ask(Callable_(), forget_data=tmp_path / "no", retain_data=tmp_path / "none", progress=QUIET)
+
+
+def test_what_was_said_can_be_purged_and_the_figures_stay(files: dict[str, Path], tmp_path: Path) -> None:
+    package.ask(Callable_(), out=tmp_path / "out", samples=2, progress=QUIET, **files)
+    texts = [json.loads(line)["prompt"] for line in files["forget_data"].read_text().splitlines()]
+    assert any(texts[0] in path.read_text() for path in (tmp_path / "out").iterdir() if path.is_file())
+    assert [path.name for path in purge(tmp_path / "out")] == ["answers.jsonl"]
+    left = {path.name: path.read_text() for path in (tmp_path / "out").iterdir() if path.is_file()}
+    assert "ask.json" in left and not any(text in held for text in texts for held in left.values())

@@ -51,7 +51,14 @@ def given(*, attacks: bool = False, everything: bool = False, varied: bool = Tru
     shipped = [spec for name in protocols() for spec in read_protocol(name).conditions.values()]
     found = [*(param.values[1] for param in every_variation("condition")), *shipped]
     specs = [spec for spec in found if everything or (is_attack(spec) == attacks and not is_wording(spec))]  # type: ignore[arg-type]
-    return [pytest.param(spec, id=f"{spec['name']}-{number}") for number, spec in enumerate(specs)]  # type: ignore[index,call-overload]
+    seen: set[str] = set()
+    params = []
+    for number, spec in enumerate(specs):
+        name = str(spec["name"])  # type: ignore[index,call-overload]
+        marks = [pytest.mark.slow] if name in seen else []  # one of each is enough while somebody waits
+        params.append(pytest.param(spec, id=f"{name}-{number}", marks=marks))
+        seen.add(name)
+    return params
 
 
 def made(spec: dict[str, Any], architecture: str, folder: Path) -> Any:

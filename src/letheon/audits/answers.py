@@ -21,8 +21,9 @@ from typing import Any
 from letheon.audits.endpoint import Asked
 from letheon.errors import BadInput, CannotFinish
 from letheon.runs.folder import append_line, lock, write_json
+from letheon.runs.ledger import ANSWERS_NAME
 
-KEPT, WHO = "answers.jsonl", "asked.json"
+WHO = "asked.json"
 
 
 @dataclass
@@ -92,7 +93,7 @@ def answers_of(
                 raise BadInput(f"{folder} holds answers of another: {'; '.join(changes)}. Give another --out")
         else:
             write_json(path, dict(who))
-        yield Answers(folder / KEPT, model, arrived)
+        yield Answers(folder / ANSWERS_NAME, model, arrived)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -28,6 +28,8 @@ RECORD_NAME = "record.json"
 RECIPE_NAME = "recipe.yaml"
 CHECKPOINTS_NAME = "checkpoints"
 ITEMS_NAME = "items.jsonl"
+ANSWERS_NAME = "answers.jsonl"
+"""What a model behind an address has said; raw text as well."""
 STATUSES = ("started", "interrupted", "failed", "done")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from letheon.errors import BadInput
 from letheon.runs.folder import disk_errors, lock, remove_leftovers
-from letheon.runs.ledger import CHECKPOINTS_NAME, ITEMS_NAME, RECORD_NAME, load_record
+from letheon.runs.ledger import ANSWERS_NAME, CHECKPOINTS_NAME, ITEMS_NAME, RECORD_NAME, load_record
 from letheon.runs.signing import SALT_NAME
 
 
@@ -50,7 +50,7 @@ def purge(folder: Path) -> list[Path]:
     What was recorded and signed stays valid. Returns what was removed; report.html is not touched.
     Raises BadInput when `folder` is not a run, or a process is working in it.
     """
-    if not (folder / RECORD_NAME).is_file():
+    if not (folder / RECORD_NAME).is_file() and not (folder / ANSWERS_NAME).is_file():
         raise BadInput(f"{folder} is not a run: it has no {RECORD_NAME}. See `letheon runs`.")
     with lock(folder):
         remove_leftovers(folder)
@@ -64,7 +64,8 @@ def purge(folder: Path) -> list[Path]:
 
 def _raw_text(folder: Path) -> list[Path]:
     checkpoints = folder / CHECKPOINTS_NAME
-    items = [path for path in sorted(folder.rglob(ITEMS_NAME)) if checkpoints not in path.parents]
+    named = sorted(path for name in (ITEMS_NAME, ANSWERS_NAME) for path in folder.rglob(name))
+    items = [path for path in named if checkpoints not in path.parents]
     return [checkpoints, *items] if checkpoints.is_dir() else items
 
 

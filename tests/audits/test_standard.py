@@ -1,0 +1,26 @@
+"""The protocol of somebody who has the weights, whole: every required cell is asked, and what comes back convicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from letheon.audits.audit import audit
+from letheon.audits.verify import verify
+from letheon.runs.progress import Progress
+from tests.audits.mini import Mini
+
+
+@pytest.mark.slow
+def test_every_required_cell_of_standard_1_is_measured(mini: Mini, tmp_path: Path) -> None:
+    found = audit(
+        mini.reference, **mini.inputs, protocol="standard-1", out=tmp_path / "run", progress=Progress(quiet=True)
+    )
+    cells: list[Mapping[str, Any]] = [cell for cell in found.audit["cells"] if cell["required"]]
+    assert len(cells) == found.audit["protocol"]["m"] > 60
+    assert {(cell["condition"], cell["column"]): cell["reason"] for cell in cells if cell["status"] != "measured"} == {}
+    assert all("within" in cell for cell in cells)
+    assert not verify(found.run).problems
