@@ -19,6 +19,7 @@ ANN = Question("forget/1", "Ann Lee", "", "Where was Ann Lee born?", "Ann Lee")
 def test_nobody_is_an_example_who_is_asked() -> None:
     solved = (
         Solved("Where was Ann Lee born?", "Brudax", "Ann Lee"),
+        Solved("Where was she born?", "Brudax", "Ann Lee"),
         Solved("Who taught Bob?", "Ann Lee", "Bob"),
         *(Solved(f"Where was P{k} born?", "Felgom", f"P{k}") for k in range(5)),
     )
