@@ -9,7 +9,7 @@ import pytest
 from letheon.audits.attacker import Attacker, Solved
 from letheon.audits.conditions.many_shot import ManyShot
 from letheon.audits.wordings import Question, Words, reworded
-from letheon.errors import BadInput
+from letheon.errors import BadInput, NotMeasured
 from tests.audits.worded import NAMES, world
 from tests.toys import encoder
 
@@ -19,12 +19,15 @@ ANN = Question("forget/1", "Ann Lee", "", "Where was Ann Lee born?", "Ann Lee")
 def test_nobody_is_an_example_who_is_asked() -> None:
     solved = (
         Solved("Where was Ann Lee born?", "Brudax", "Ann Lee"),
+        Solved("Where was she born?", "Brudax", "Ann Lee"),
         Solved("Who taught Bob?", "Ann Lee", "Bob"),
         *(Solved(f"Where was P{k} born?", "Felgom", f"P{k}") for k in range(5)),
     )
     words = ManyShot(shots=(5,)).asked(ANN, Attacker(solved={"retain": solved}), encoder())
     assert sorted(asked for asked, _ in words.earlier) == [f"Where was P{k} born?" for k in range(5)]
     assert words.prompt == ANN.prompt
+    with pytest.raises(NotMeasured, match="needs 6 retain questions about others, and there are 5"):
+        ManyShot(shots=(6,)).asked(ANN, Attacker(solved={"retain": solved}), encoder())
 
 
 def test_a_smaller_number_is_the_beginning_of_a_larger_one() -> None:
