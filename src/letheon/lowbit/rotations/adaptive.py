@@ -93,7 +93,7 @@ class AdaptiveRotation:
             )
         require(
             self.refresh_every is None or self.refresh_every > 0,
-            f"rotation adaptive: refresh_every must be > 0 steps, got {self.refresh_every}; null to choose once",
+            f"refresh_every must be > 0 steps, got {self.refresh_every}; null to choose once",
         )
         require(self.seed >= 0, f"a rotation's seed of {self.seed} is not usable. Use 0 or more")
         require(
