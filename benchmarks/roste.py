@@ -256,7 +256,7 @@ def forgetting(seed: int, out: Path) -> dict[str, Any]:
 
 
 def compared(by_seed: Mapping[int, Mapping[str, float]]) -> dict[str, Any]:
-    """Means of each way, and the differences that the sheet asks for, paired by seed."""
+    """Means of each way, and the differences between them, paired by seed."""
     ways = list(next(iter(by_seed.values())))
     chosen, rotated, none = "through, chosen rotations", "through, all rotations", "through, no rotation"
     after, everywhere = "full precision, then rounded", "full precision, then rotated and rounded"

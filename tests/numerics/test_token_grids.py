@@ -31,7 +31,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def by_hand(token: list[float], grid: TokenGrid) -> list[float]:
-    """One group of one token, as the sheet writes it, in Python's floats (float64, half to even)."""
+    """One group of one token, written down, in Python's floats (float64, half to even)."""
     low, high = grid.clip * min(*token, 0.0), grid.clip * max(*token, 0.0)
     if grid.scheme == "sym":
         top = 2 ** (grid.bits - 1) - 1

@@ -1,4 +1,4 @@
-"""Training in the merged basis against the sheet's own form, in which weights stay and are rotated on their way."""
+"""Training in the merged basis against the published form, in which weights stay and are rotated on their way."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Question:
     item: str
     unit: str
     fact: str
-    """Such as "Ann Lee/birthplace"; "" where it is not known."""
+    """Such as "Brulod Sulkip/birthplace"; "" where it is not known."""
     prompt: str
     name: str
     """How the prompt names the unit; "" where it does not."""

@@ -2,8 +2,8 @@
 
     p(name | "Who was born in {answer}?")
 A model may have forgotten to say the answer and still know whose it is. The relation is the last part of the record's
-`fact` ("Ann Lee/birthplace"); a relation without words of its own is asked as "Whose birthplace is {answer}?". A record
-without such a fact, a question that names nobody and an answer that is several units' are left out by name: where more
+`fact` ("Brulod Sulkip/birthplace"); a relation without words of its own is asked as "Whose birthplace is {answer}?". A
+record without such a fact, a question that names nobody and an answer that is several units' are left out by name: where more
 than one name would be right, a wrong one would prove nothing.
 
 Source: the reversal curse, Berglund et al. 2023, arXiv:2309.12288; reverse queries in RWKU, Jin et al. 2024,
@@ -51,6 +51,6 @@ class ReversedRelation:
         """The question backwards. Raises NotMeasured: the record says no relation."""
         subject, slash, relation = question.fact.rpartition("/")
         if not slash or not subject or not relation.strip() or _LINE.fullmatch(relation):
-            raise NotMeasured("the record has no 'fact' that ends in a relation, such as 'Ann Lee/birthplace'")
+            raise NotMeasured("the record has no 'fact' that ends in a relation, such as 'Brulod Sulkip/birthplace'")
         plain = f"Whose {relation.replace('_', ' ')} is {{answer}}?"
         return Words(RELATIONS.get(relation, plain), shows="answer")
