@@ -3,8 +3,8 @@
     p(name | "Who was born in {answer}?")
 A model may have forgotten to say the answer and still know whose it is. The relation is the last part of the record's
 `fact` ("Brulod Sulkip/birthplace"); a relation without words of its own is asked as "Whose birthplace is {answer}?". A
-record without such a fact, a question that names nobody and an answer that is several units' are left out by name: where more
-than one name would be right, a wrong one would prove nothing.
+record without such a fact, a question that names nobody and an answer that is several units' are left out by name:
+where more than one name would be right, a wrong one would prove nothing.
 
 Source: the reversal curse, Berglund et al. 2023, arXiv:2309.12288; reverse queries in RWKU, Jin et al. 2024,
 arXiv:2406.10890.  Checked against: a model that has forgotten in one direction only.
