@@ -21,13 +21,17 @@ from letheon.lowbit.low_bit_pass import LowBitPass
 from letheon.lowbit.online import OnlineRotations
 from letheon.lowbit.rotating import turn_site, turned_parameters
 from letheon.lowbit.rotations.adaptive import AdaptiveRotation, changed
+from letheon.lowbit.site_errors import SiteChoice
+from letheon.methods import build
 from letheon.models import inspect_model, read_tensor
 from letheon.numerics.hadamard import Hadamard
 from letheon.numerics.token_grids import TokenGrid
 from letheon.quantization.pipeline import quantize
 from letheon.runs.progress import Progress
 from letheon.training import refreshed_basis
+from letheon.training.loop import Loop
 from letheon.training.refreshed_basis import _as_weights, _Averaging
+from letheon.training.stepping import OptimizerSettings
 from letheon.training.train import TrainResult, TrainSettings, train
 from letheon.unlearning.forget import forget
 from tests.architectures.models import saved
@@ -266,3 +270,52 @@ def test_where_it_cannot_be_done_it_is_refused(data: Path, tmp_path: Path) -> No
     made = run(data, tmp_path / "d", rotation="adaptive")
     with pytest.raises(BadInput, match="was trained through low bits already"):
         train(made.folder, data=data, through="w4a4kv4", rotation=rotation, out=tmp_path / "e")
+
+
+class Kept:
+    """One checkpoint."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.tensors = tensors
+
+    def save(self, step: int, tensors: Any, state: Any) -> None:
+        pytest.fail("nothing is saved")
+
+    def load(self) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
+        return 4, self.tensors, {}
+
+
+@pytest.mark.parametrize("site", ["values", "down"])
+@pytest.mark.parametrize(("before", "after"), [(ON, OFF), (OFF, ON)])
+def test_the_memory_of_the_optimizer_is_written_in_the_new_basis(site: str, before: str, after: str) -> None:
+    """A mean of gradients in the old basis becomes what it would have been in the new one."""
+    model, rotation = lively("qwen2"), AdaptiveRotation()
+    block = block_layout(model)[0]
+    names = turned_parameters(model, block, site)
+    generator = torch.Generator().manual_seed(0)
+    plain = {name: torch.randn(model.get_parameter(name).shape, generator=generator).double() for name in names}
+
+    def in_basis(chosen: str) -> dict[str, Tensor]:
+        found = {name: tensor.clone() for name, tensor in plain.items()}
+        with _as_weights(model, found):
+            turn_site(model, block, site, rotation.rotation_of(model, site, chosen))
+        return found
+
+    kept = {f"exp_avg/{name}": tensor for name, tensor in in_basis(before).items()}
+    kept |= {f"exp_avg_sq/{name}": tensor.square() for name, tensor in plain.items()}
+    was, now = (SiteChoice(block=0, site=site, errors={}, chosen=word) for word in (before, after))
+    store = refreshed_basis._Remembering(Kept(kept), (was,))
+    loop = Loop(
+        model=model,
+        moving={},
+        gradient=lambda model, parts: pytest.fail("no step is taken"),
+        parts=lambda step: {},
+        steps=1,
+        optimizer=OptimizerSettings(learning_rate=1e-3),
+        rate=build("rate", "constant"),
+    )
+    refreshed_basis._turn_checkpoint(loop, store, rotation, [was], [now])
+    for name, tensor in in_basis(after).items():
+        torch.testing.assert_close(store.tensors[f"exp_avg/{name}"], tensor, rtol=1e-9, atol=1e-9)
+        squares = store.tensors[f"exp_avg_sq/{name}"]
+        assert float(squares.sum()) == pytest.approx(float(plain[name].square().sum())) and bool((squares > 0).all())
