@@ -57,11 +57,10 @@ class Attacker:
         kept: role ("retain", "general") -> records that are not to be forgotten.
         original: the model before it was unlearned, for those who are thought to have it.
         units: whom each learned record is about; by default each is a unit of its own.
-        wordings: (prompt, answer) of each learned record, for attacks that write; the prompt of a text is empty.
         solved: role ("retain", "general", "learned") -> its questions in words.
     """
 
-    __slots__ = ("_kept", "_learned", "_original", "_solved", "_units", "_wordings")
+    __slots__ = ("_kept", "_learned", "_original", "_solved", "_units")
 
     def __init__(
         self,
@@ -69,11 +68,10 @@ class Attacker:
         kept: Mapping[str, tuple[Example, ...]] | None = None,
         original: ModelFolder | None = None,
         units: tuple[str, ...] = (),
-        wordings: tuple[tuple[str, str], ...] = (),
         solved: Mapping[str, tuple[Solved, ...]] | None = None,
     ) -> None:
         self._learned, self._kept, self._original = learned, dict(kept or {}), original
-        self._wordings, self._solved = wordings, dict(solved or {})
+        self._solved = dict(solved or {})
         self._units = units or tuple(str(number) for number in range(len(learned)))
 
     @property
@@ -87,14 +85,6 @@ class Attacker:
     def units(self) -> tuple[str, ...]:
         """Whom each record of `learned` is about."""
         return self._units
-
-    @property
-    def wordings(self) -> tuple[tuple[str, str], ...]:
-        """(prompt, answer) of each record of `learned`, in words. Raises NotMeasured where V holds no question."""
-        if not any(prompt for prompt, _ in self._wordings):
-            _ = self.learned  # its reason, where there is nothing at all
-            raise NotMeasured("the attacker's half holds no questions in words")
-        return self._wordings
 
     def kept(self, role: str) -> tuple[Example, ...]:
         """Records of a role, such as "retain", those of the forget set left out. Raises NotMeasured where none are."""
@@ -121,6 +111,6 @@ class Attacker:
         if name.startswith("__"):  # copy, pickle and doctest ask for these
             raise AttributeError(name)
         raise AskedOfNobody(
-            f"an attack has reached for {name!r}: it may read learned, units, wordings, kept(role), solved(role) and "
+            f"an attack has reached for {name!r}: it may read learned, units, kept(role), solved(role) and "
             "original, and nothing of what the model is asked. Take it out of the attack's code"
         )

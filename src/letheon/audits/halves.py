@@ -63,9 +63,8 @@ def parts(sets: AskedSets, count: int, *, original: ModelFolder | None = None) -
         others = [unit for unit in forgotten if unit not in asked]
         taught = _learned(sets, others)
         now = _asked(sets, asked, frozenset(strangers[part::count]))
-        wordings = tuple(zip(taught.prompts, taught.answers, strict=True))
         known = {**solved, "learned": _solved(_only(sets["forget_questions"], frozenset(others)))}
-        found.append(Half(Attacker(taught.examples, kept, original, taught.units, wordings, known), now))
+        found.append(Half(Attacker(taught.examples, kept, original, taught.units, known), now))
     return tuple(found)
 
 

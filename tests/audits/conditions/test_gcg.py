@@ -12,7 +12,7 @@ import torch
 
 from letheon.audits.asked import AskedSets
 from letheon.audits.attacked import attacked_rows, hooks, rows_of
-from letheon.audits.attacker import Attacker
+from letheon.audits.attacker import Attacker, Solved
 from letheon.audits.conditions.gcg import Gcg, Search
 from letheon.audits.rewording import Beside
 from letheon.audits.string_losses import StringLosses
@@ -32,7 +32,8 @@ BRIEF = Gcg(tokens=4, steps=(6,), candidates=24, top_k=32, questions=4)
 
 
 def attacker_of(pairs: list[tuple[str, str]], coder: Encoder) -> Attacker:
-    return Attacker(tuple(coder.question(*pair) for pair in pairs), wordings=tuple(pairs))
+    learned = tuple(Solved(prompt, answer, f"{number}") for number, (prompt, answer) in enumerate(pairs))
+    return Attacker(tuple(coder.question(*pair) for pair in pairs), solved={"learned": learned})
 
 
 def search_of(settings: Gcg, model: Any, pairs: list[tuple[str, str]] = PEOPLE) -> Search:
@@ -204,15 +205,15 @@ def test_questions_that_leave_no_room_are_not_learned_and_one_of_each_unit_comes
     coder = encoder(window=24)
     with pytest.raises(NotMeasured, match="no learned question leaves room for 20 tokens in a window of 24"):
         Gcg().walk(target_of(llama(), coder), attacker_of(PEOPLE, coder), lambda *given, **named: None)
-    pairs = tuple((f"Who is {name}?", "x") for name in "aabbcc")
-    attacker = Attacker(tuple(coder.question(*pair) for pair in pairs), units=tuple("aabbcc"), wordings=pairs)
+    learned = tuple(Solved(f"Who is {name}?", "x", name) for name in "aabbcc")
+    attacker = Attacker(solved={"learned": learned})
     chosen = Gcg(tokens=4, questions=3).chosen(attacker, coder)
     assert sorted(prompt for prompt, _ in chosen) == ["Who is a?", "Who is b?", "Who is c?"]
 
 
 def test_texts_alone_are_nothing_to_search_on() -> None:
-    texts = Attacker((Example((1, 5, 6, 1), 1),), wordings=(("", "some text"),))
-    with pytest.raises(NotMeasured, match="holds no questions in words"):
+    texts = Attacker((Example((1, 5, 6, 1), 1),))
+    with pytest.raises(NotMeasured, match="the attack needs learned questions, and there are none"):
         BRIEF.walk(target_of(llama()), texts, lambda *given, **named: None)
 
 

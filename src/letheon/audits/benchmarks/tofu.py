@@ -286,6 +286,7 @@ def _utility(tables: Tables, variant: str, how: Resampling) -> Figure:
     value = harmonic_mean([float(mean) for part in parts.values() for mean in part.mean(0)])
     low: float | None = None
     high: float | None = None
+    note = ""
     try:
         drawn = np.concatenate(
             [
@@ -295,7 +296,7 @@ def _utility(tables: Tables, variant: str, how: Resampling) -> Figure:
             axis=1,
         )
         low, high = percentiles(np.array([harmonic_mean(row) for row in drawn.tolist()]))
-    except NotMeasured:
-        pass  # too few authors for an interval: the number stands without one
+    except NotMeasured as reason:  # the number stands without an interval, and says why
+        note = f"no interval: {reason}"
     n = sum(len(part) for part in parts.values())
-    return Figure(f"model_utility.truth_ratio_{variant}", value, low, high, n, "high")
+    return Figure(f"model_utility.truth_ratio_{variant}", value, low, high, n, "high", note)

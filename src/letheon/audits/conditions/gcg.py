@@ -21,7 +21,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from letheon.audits.attacker import Attacker, Target
+from letheon.audits.attacker import Attacker, Solved, Target
 from letheon.audits.rewording import Beside
 from letheon.audits.string_losses import StringLosses
 from letheon.audits.strings import Strings, Tokens
@@ -103,20 +103,17 @@ class Gcg:
 
     def chosen(self, attacker: Attacker, encoder: Encoder) -> list[tuple[str, str]]:
         """The questions of V that the string is for, in words: one of each unit first."""
-        given = zip(attacker.wordings, attacker.units, strict=True)
-        asked = [(wording, unit) for wording, unit in given if self._fits(wording, encoder)]
+        asked = [one for one in attacker.solved("learned") if self._fits(one, encoder)]
         if not asked:
             raise NotMeasured(
                 f"no learned question leaves room for {self.tokens} tokens in a window of {encoder.max_length}"
             )
         names = [f"{self.seed}/{number}" for number in range(len(asked))]
-        return [asked[place][0] for place in sample([unit for _, unit in asked], names, self.questions)]
+        places = sample([one.unit for one in asked], names, self.questions)
+        return [(asked[place].prompt, asked[place].answer) for place in places]
 
-    def _fits(self, wording: tuple[str, str], encoder: Encoder) -> bool:
-        prompt, answer = wording
-        if not prompt:
-            return False
-        example = encoder.question(prompt, answer)
+    def _fits(self, one: Solved, encoder: Encoder) -> bool:
+        example = encoder.question(one.prompt, one.answer)
         # One more than the string: a space may be a token.
         return not example.cut and len(example.ids) + self.tokens < encoder.max_length
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -48,9 +48,9 @@ def as_known(log_ratio: float) -> float:
 
 
 def _column(name: str, of: str) -> Column:
-    about = "forget" if of == "forgotten" else "utility"
+    about: Literal["forget", "utility"] = "forget" if of == "forgotten" else "utility"
     label = f"truth ratio of {of}, {name} mean of wrong answers"
-    return Column(label, about, better="high", asked_of="wrong answers")  # type: ignore[arg-type]
+    return Column(label, about, better="high", asked_of="wrong answers")
 
 
 @dataclass(frozen=True, kw_only=True)
