@@ -417,3 +417,13 @@ def test_what_ships_must_be_useful_as_well() -> None:
         COLUMNS, protocol(), **SETTINGS,
     )  # fmt: skip
     assert [(row["condition"], row["judgement"]) for row in rows] == [("as_is", "kept"), ("shipped", "lost")]
+
+
+def test_words_in_which_the_original_is_silent_acquit_nobody() -> None:
+    """As it is the original knows everything; asked like this it says nothing, and so would a model that knows."""
+    nothing, known = hits(0, 40), hits(40, 40)
+    rows = {"german": {"forget_accuracy": nothing}}
+    asked = {"as_is": {"forget_accuracy": known}}
+    for there, expected in (({}, "clear"), ({"german": {"forget_accuracy": known}}, "clear"), (rows, "blind")):
+        found = judged(rows, rows, {**asked, **there}, ["forget_accuracy"])
+        assert found == {("german", "forget_accuracy"): expected}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from letheon.audits.attacker import Attacker
-from letheon.audits.wordings import Question, Words, drawn, reworded
+from letheon.audits.wordings import Question, Words, drawn, reworded, silencing
 from letheon.data.encode import Encoder
 from letheon.errors import NotMeasured
 from letheon.methods import build
@@ -179,3 +179,9 @@ def test_a_password_is_found_by_the_words_that_hold_it_and_by_no_other() -> None
             asked = reworded(wording, world(coder), coder).sets["forget_questions"]
             scorer.forget_results()
             assert scorer.scores(asked).exact.mean() == float(template == "role_play")
+
+
+def test_what_may_silence_a_model_that_knows_is_told_apart() -> None:
+    names = ("as_is", "quantized", "relearn", "template", "language", "gcg", "soft_prompt")
+    found = silencing({name: build("condition", name) for name in names})
+    assert list(found) == ["template", "language", "gcg"]

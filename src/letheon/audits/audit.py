@@ -35,6 +35,7 @@ from letheon.audits.stored import Rows, to_plain
 from letheon.audits.tables import Asker
 from letheon.audits.verdict import Verdict, decide
 from letheon.audits.verdict_file import make_key, write_verdict
+from letheon.audits.wordings import silencing
 from letheon.data.encode import Encoder
 from letheon.data.records import DataFile, hashed_unit, read_records
 from letheon.errors import BadInput, NotMeasured, require
@@ -388,7 +389,8 @@ def _measure(
     wanted, protocol, folders, control = request.wanted, request.protocol, request.folders, plan.control
     as_is = {"as_is": plan.conditions["as_is"]}
     reference_conditions = {name: condition for name, condition in plan.conditions.items() if name != SHIPPED}
-    total = len(plan.conditions) + 1 + (len(reference_conditions) if control.kind == "reference" else 0)
+    of_original = {**as_is, **silencing(plan.conditions)}
+    total = len(plan.conditions) + len(of_original) + (len(reference_conditions) if control.kind == "reference" else 0)
     done = 0
 
     def advance(text: str) -> None:
@@ -416,7 +418,7 @@ def _measure(
     del original_model
     role = "" if control.kind == "reference" else control.kind
     subject, controls, scorer = asker.table(folders["model"], plan.conditions, self_control=role, meanwhile=sample)
-    original = asker.cached_table(folders["original"], as_is)
+    original = asker.cached_table(folders["original"], of_original)
     if control.kind == "reference":
         controls = asker.cached_table(folders["reference"], reference_conditions, utility_at=("as_is",))
         if SHIPPED in plan.conditions:

@@ -6,8 +6,9 @@ Neither ratio is clipped; both are absent where the denominator is within two st
 All intervals resample units, not items.
 
 What cannot see must not acquit. A control that knows, a template that no answer fits, facts that nobody learned: a
-model that still knows everything would pass. So a required cell is "clear" only where the original is certainly more
-than the margin above the control, in that very column and under that very condition, and otherwise "blind". Certainly
+model that still knows everything would pass. So a required cell is "clear" only where the original (under conditions
+that may silence a model that knows, such as other wordings: the original under the same) is certainly more than the
+margin above the control, in that very column and under that very condition, and otherwise "blind". Certainly
 means at the protocol's level: each cell must see by itself, so a blind one is passed over with at most that probability
 however many cells there are, and the level is not shared (an intersection-union test). Likewise a utility that the
 original has not certainly more of than its margin cannot fall below it.
@@ -103,9 +104,14 @@ def can_see(
     seed: int,
     resamples: int,
 ) -> bool:
-    """Whether the original, as it is, is certainly more than the margin above the control under this condition."""
+    """Whether the original is certainly more than the margin above the control under this condition.
+
+    The original as it is, unless it was asked under this very condition as well: a question in words that keep
+    everybody from answering shows nothing.
+    """
+    at = condition if condition in sources.original else "as_is"
     try:
-        original, control = _found(sources.original, "as_is", name), _found(sources.control, condition, name)
+        original, control = _found(sources.original, at, name), _found(sources.control, condition, name)
         lower, _ = difference_bounds(
             original, control, column, is_paired=sources.is_paired, level=level, seed=seed, resamples=resamples
         )

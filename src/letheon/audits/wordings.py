@@ -18,7 +18,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from letheon.audits.asked import Asked, AskedSets
 from letheon.audits.attacker import Attacker
@@ -79,6 +79,18 @@ class Wording(Protocol):
     def folds(self) -> int: ...
 
     def asked(self, question: Question, attacker: Attacker, encoder: Encoder) -> Words: ...
+
+
+def silencing(conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that may keep a model which knows from answering, so that the original has to be asked under them as well.
+
+    Every wording, and what says so of itself (`may_silence`): strange words before a question.
+    """
+    return {
+        name: condition
+        for name, condition in conditions.items()
+        if isinstance(condition, Wording) or getattr(condition, "may_silence", False)
+    }
 
 
 @dataclass(frozen=True)

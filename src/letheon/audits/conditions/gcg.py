@@ -54,6 +54,7 @@ class Gcg:
     """Of the first string and of all draws."""
 
     along: ClassVar[str] = "steps"
+    may_silence: ClassVar[bool] = True
     folds: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
