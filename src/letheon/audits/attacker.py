@@ -95,6 +95,8 @@ class Attacker:
 
     def solved(self, role: str) -> tuple[Solved, ...]:
         """Questions of a role with their answers, in words; of "learned": V's. Raises NotMeasured where none are."""
+        if not self._solved.get(role) and role == "learned":
+            raise NotMeasured("the attacker's half holds no questions")
         if not self._solved.get(role):
             remedy = f" ({_OPTION[role]} FILE)" if role in _OPTION else ""
             raise NotMeasured(f"the attack needs {role} questions{remedy}, and there are none")

@@ -213,7 +213,7 @@ def test_questions_that_leave_no_room_are_not_learned_and_one_of_each_unit_comes
 
 def test_texts_alone_are_nothing_to_search_on() -> None:
     texts = Attacker((Example((1, 5, 6, 1), 1),))
-    with pytest.raises(NotMeasured, match="the attack needs learned questions, and there are none"):
+    with pytest.raises(NotMeasured, match="the attacker's half holds no questions"):
         BRIEF.walk(target_of(llama()), texts, lambda *given, **named: None)
 
 
