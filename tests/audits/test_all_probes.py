@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from letheon.audits import audit as audit_module
+from letheon.audits import request as request_module
 from letheon.audits import verify as verify_module
 from letheon.audits.audit import audit
 from letheon.audits.columns import Scores
@@ -133,7 +133,7 @@ def test_a_whole_audit_with_every_probe_can_be_verified(
     mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Data without wrong answers: such columns are not applicable, and utilities say what is missing."""
-    for module in (audit_module, verify_module):
+    for module in (request_module, verify_module):
         monkeypatch.setattr(module, "read_protocol", lambda _: every_probe())
     files = {}
     for role in ("forget", "retain", "holdout", "general"):
@@ -158,7 +158,7 @@ def test_a_whole_audit_with_every_probe_can_be_verified(
 
 def test_a_reference_is_asked_the_same_items(mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Differences are paired, and what the target knows beyond it is found in the columns that can be required."""
-    monkeypatch.setattr(audit_module, "read_protocol", lambda _: every_probe())
+    monkeypatch.setattr(request_module, "read_protocol", lambda _: every_probe())
     found = audit(mini.target, reference=mini.reference, out=tmp_path / "run", **mini.inputs, **QUICKLY)
     cells = {one["column"]: one for one in found.audit["cells"] if one["condition"] == "int4_row"}
     assert found.audit["control"]["is_paired"]

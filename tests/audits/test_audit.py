@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from letheon.audits import audit as module
-from letheon.audits import tables
+from letheon.audits import measure, tables
 from letheon.audits.attacked import rows_of
-from letheon.audits.audit import AuditResult, Request, audit, check_request
+from letheon.audits.audit import AuditResult, audit, check_request
 from letheon.audits.conditions.as_is import AsIs
 from letheon.audits.conditions.logit_lens import LogitLens
 from letheon.audits.conditions.relearn import Relearn
+from letheon.audits.request import Request
 from letheon.audits.verify import verify
 from letheon.data.records import hashed_unit
 from letheon.errors import BadInput
@@ -50,7 +51,7 @@ def never(*given: Any, **settings: Any) -> Any:
 @pytest.fixture
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on no model may be loaded."""
-    monkeypatch.setattr(module, "load_model", never)
+    monkeypatch.setattr(measure, "load_model", never)
     monkeypatch.setattr(tables, "load_any", never)
 
 
@@ -400,15 +401,15 @@ def test_privleak_is_muses_number(audited: AuditResult) -> None:
 
 def test_rows_of_an_attack_say_which_one_and_how_far() -> None:
     rows = rows_of("relearn", Relearn(steps=(20, 5)))
-    said = {name: module._said_of(condition) for name, condition in rows.items()}
+    said = {name: measure._said_of(condition) for name, condition in rows.items()}
     for name, steps in (("relearn_5", 5), ("relearn_20", 20)):
         assert {key: said[name].get(key) for key in ("attack", "along", "value")} == {
             "attack": "relearn", "along": "steps", "value": steps,
         }  # fmt: skip
     assert json.loads(json.dumps(said)) == said
-    lens = module._said_of(LogitLens())
+    lens = measure._said_of(LogitLens())
     assert lens["attack"] == "logit_lens" and not {"along", "value"} & set(lens)
-    assert set(module._said_of(AsIs())) == {"provenance"}
+    assert set(measure._said_of(AsIs())) == {"provenance"}
 
 
 # --- again
@@ -456,7 +457,7 @@ def test_a_stopped_audit_says_nothing_and_ends_as_if_it_had_not_been_stopped(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, "utility_rows", stop)
+        patch.setattr(measure, "utility_rows", stop)
         audit(mini.target, reference=mini.reference, out=tmp_path / "run", **mini.inputs, **QUICKLY)
     assert not [name for name in ("audit.json", "verdict.json", "items.jsonl") if (tmp_path / "run" / name).exists()]
     ended = audit(mini.target, reference=mini.reference, out=tmp_path / "run", **mini.inputs, **QUICKLY)

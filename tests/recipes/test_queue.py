@@ -389,7 +389,9 @@ def test_a_queue_stopped_anywhere_ends_the_same(
             calls.append(verb)
             if len(calls) == at + 1:
                 place = (
-                    "letheon.unlearning.forget.save_stage" if verb == "forget" else "letheon.audits.audit.utility_rows"
+                    "letheon.unlearning.forget.save_stage"
+                    if verb == "forget"
+                    else "letheon.audits.measure.utility_rows"
                 )
                 with monkeypatch.context() as patch:
                     patch.setattr(place, interrupt)

@@ -14,14 +14,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from letheon.audits.columns import Scores
-from letheon.audits.matrix import HALF, Answer
+from letheon.audits.matrix import HALF, Answer, Table
 from letheon.errors import NotMeasured
 
 Rows = dict[str, dict[str, Answer]]
 """condition -> column -> scores, or why there are none."""
 
 
-def to_plain(tables: Mapping[str, Rows], named: Callable[[str], Any]) -> dict[str, Any]:
+def to_plain(tables: Mapping[str, Table], named: Callable[[str], Any]) -> dict[str, Any]:
     """`asked` and `scores` of some tables.
 
     Args:

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from letheon.audits.asked import Asked
 from letheon.audits.attacked import Attack, walks
 from letheon.audits.attacker import Attacker, Target
-from letheon.audits.audit import Request
 from letheon.audits.halves import parts
 from letheon.audits.plan import SHIPPED, Plan
+from letheon.audits.request import Request
 from letheon.audits.samples import MOST, most_at, said
 from letheon.audits.scorer import Scorer
 from letheon.audits.wordings import Wording
