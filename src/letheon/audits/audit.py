@@ -456,6 +456,7 @@ def _measure(
                 {"condition": at, "column": column, "margin": rule.margin, "side": rule.side}
                 for (at, column), rule in protocol.cells.items()
             ],
+            **protocol.said_of_convicting,
             "utility": [
                 {"column": column, "margin": rule.margin} for rule in protocol.utility for column in rule.columns
             ],
