@@ -474,6 +474,7 @@ def _measure(
             at: {**_said_of(condition), **figures.get(at, none)} for at, condition in plan.conditions.items()
         },
         "privleak": _privleak(subject, controls, control.kind == "reference"),
+        "near_ties": asker.ties.as_plain(hashed),
         "not_applicable": [
             {"condition": at, "column": column, "reason": reason} for (at, column), reason in absent.items()
         ],

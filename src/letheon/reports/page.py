@@ -118,6 +118,7 @@ def _section(run: AuditedRun, key: str) -> dict[str, Any]:
         "recovery": recovery.recovery(run.audit, f"{key}-r"),
         "roc": roc.roc(run.audit, f"{key}-m"),
         "trade_off": scatter.trade_off(run.audit, f"{key}-t"),
+        "near_ties": story.near_ties(run.audit),
         "utility": numbers.utility_rows(run.audit),
         "training": [figure for figure in training if figure is not None],
         "samples": samples.samples(run),
