@@ -148,7 +148,7 @@ def knows_both_ways(models: TinyModels, place: Path, seed: int) -> TinyModels:
         **models.files,
         "train": lines_of(models.files["train"]) + backward["forget"] + backward["retain"],
         "both_ways": lines_of(models.files["forget"]) + backward["forget"],
-        "keep": lines_of(models.files["keep"]) + backward["forget"] + backward["retain"],
+        "keep": lines_of(models.files["keep"]) + backward["forget"],
     }
     made = {
         name: held if isinstance(held, Path) else written(place / "both-ways" / f"{name}.jsonl", held)
