@@ -1,7 +1,9 @@
 """Models of which the truth is known: does the audit convict what has not forgotten, and does it let the others be?
 
 bad    Ways to look as if something had been forgotten, on the embedded world, seed by seed. Each must end NOT
-       DELETED or NOT USABLE; INCONCLUSIVE is no conviction.
+       DELETED or NOT USABLE; INCONCLUSIVE is no conviction. "reversed relation" was taught every fact from the answer
+       to the name as well, and forgot it the other way round alone; the file that is asked about holds both ways. What
+       is said of it where that file holds the forgotten way alone stands beside the others, as a hole.
 good   Models trained without the people to be forgotten. One is audited with another one, of other weights and another
        order, as the reference; ten worlds of three such models give sixty pairs. NOT DELETED is a false alarm. The
        upper bound is exact for independent pairs (Clopper and Pearson); those of one world share their models, so that
@@ -19,6 +21,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,10 @@ from measuring import write
 from scipy.stats import beta
 
 from letheon.audits.audit import audit
+from letheon.audits.conditions.reversed_relation import backwards
+from letheon.audits.wordings import relation_of
 from letheon.models import load_model
-from letheon.recipes.demo import COMMON, GA, NPO, SHAM
+from letheon.recipes.demo import COMMON, GA, KEPT, NPO, SHAM, forget_row
 from letheon.recipes.tiny_models import RECIPE, TinyModels, tiny_models
 from letheon.runs.progress import Progress
 from letheon.tiny.model import new_tiny_model
@@ -55,7 +60,10 @@ FORGOTTEN: dict[str, dict[str, Any]] = {
     "trained wordings only": {"method": NPO, "retain_term": "gdr", "learning_rate": 5e-4, "steps": 90, "stop": STILL},
     "collapsed": GA.settings,
 }
-"""Name -> how it is made by `letheon forget`; "noise-damaged" is made by hand."""
+"""Name -> how it is made by `letheon forget`; "noise-damaged" is made by hand, `REVERSED` from a world of its own."""
+REVERSED = "reversed relation"
+BESIDE = 2
+"""Other facts beside each of which a fact is asked backwards."""
 NOISE = 0.6
 """Standard deviation of the noise on each matrix, in its own."""
 
@@ -119,6 +127,62 @@ def bad(name: str, models: TinyModels, place: Path, seed: int, quiet: Progress) 
     ).folder
 
 
+def asked_backwards(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Questions of whom two facts are true, the answer being a name: each fact beside two others of the person."""
+    facts: dict[str, dict[str, str]] = {}
+    for record in records:
+        if "prompt" in record:
+            facts.setdefault(record["unit"], {})[relation_of(record["fact"])] = record["answer"]
+    return [
+        {"prompt": backwards([one, other]), "answer": unit, "unit": unit, "fact": f"{unit}/who, by {one[0]}"}
+        for unit, known in facts.items()
+        for one in known.items()
+        for other in [other for other in known.items() if other != one][:BESIDE]
+    ]
+
+
+def knows_both_ways(models: TinyModels, place: Path, seed: int) -> TinyModels:
+    """The world and its models again, trained on questions from the facts to the name as well."""
+    backward = {role: asked_backwards(lines_of(models.files[role])) for role in ("forget", "retain")}
+    files = {
+        **models.files,
+        "train": lines_of(models.files["train"]) + backward["forget"] + backward["retain"],
+        "both_ways": lines_of(models.files["forget"]) + backward["forget"],
+        "keep": lines_of(models.files["keep"]) + backward["forget"],
+    }
+    made = {
+        name: held if isinstance(held, Path) else written(place / "both-ways" / f"{name}.jsonl", held)
+        for name, held in files.items()
+    }
+
+    def trained(name: str, without: Path | None) -> Path:
+        return train(
+            models.target.parents[1] / "base",
+            data=made["train"],
+            without=without,
+            out=place / f"both-ways-{name}",
+            progress=Progress(quiet=True),
+            allow_changed_machine=True,
+            **{**RECIPE, "seed": seed},
+        ).folder
+
+    return TinyModels(made, trained("target", None), trained("reference", made["both_ways"]))
+
+
+def reversed_alone(models: TinyModels, place: Path, seed: int, protocol: str) -> dict[str, dict[str, Any]]:
+    """The verdicts on a model that has forgotten the facts and kept whose they are, by what it is asked about."""
+    world = knows_both_ways(models, place, seed)
+    folder = forget_row(KEPT, world, place / "reversed-relation", seed=seed, progress=Progress(quiet=True))
+    found = {}
+    for asked, file in (("both ways", "both_ways"), ("forgotten way alone", "forget")):
+        about = replace(world, files={**world.files, "forget": world.files[file]})
+        judging = place / f"reversed-relation-{file}-judged"
+        judging.mkdir(parents=True, exist_ok=True)
+        found[asked] = judged(folder, about, world.reference, judging, protocol)
+        print(seed, REVERSED, asked, found[asked], flush=True)
+    return found
+
+
 def judged(model: Path, models: TinyModels, reference: Path, out: Path, protocol: str) -> dict[str, Any]:
     """The verdict on a model, and why; kept in a file of its own."""
     keep = out / f"{protocol}.json"
@@ -164,7 +228,8 @@ def retrained(models: TinyModels, seed: int, number: int, place: Path) -> Path:
 def all_bad(seeds: list[int], protocol: str, out: Path) -> dict[str, Any]:
     """Name -> seed -> verdict."""
     names = [*FORGOTTEN, "noise-damaged"]
-    found: dict[str, dict[str, Any]] = {name: {} for name in names}
+    found: dict[str, dict[str, Any]] = {name: {} for name in (*names, REVERSED)}
+    holes: dict[str, dict[str, Any]] = {f"{REVERSED}, asked the forgotten way alone": {}}
     for seed in seeds:
         models, place = tiny_models(seed), out / f"bad-{seed}"
         for name in names:
@@ -173,13 +238,16 @@ def all_bad(seeds: list[int], protocol: str, out: Path) -> dict[str, Any]:
             judging.mkdir(parents=True, exist_ok=True)
             found[name][str(seed)] = judged(folder, models, models.reference, judging, protocol)
             print(seed, name, found[name][str(seed)], flush=True)
+        both, alone = reversed_alone(models, place, seed, protocol).values()
+        found[REVERSED][str(seed)] = both
+        next(iter(holes.values()))[str(seed)] = alone
     missed = [
         f"{name}, seed {seed}: {one['verdict']}"
         for name, by_seed in found.items()
         for seed, one in by_seed.items()
         if one["verdict"] not in GUILTY
     ]
-    return {"seeds": seeds, "protocol": protocol, "verdicts": found, "missed": missed}
+    return {"seeds": seeds, "protocol": protocol, "verdicts": found, "missed": missed, "holes": holes}
 
 
 def upper_bound(hits: int, count: int, level: float = 0.05) -> float:

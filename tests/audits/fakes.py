@@ -148,7 +148,12 @@ class ScriptedScorer(Scorer):
         return list(self._given[asked.name])
 
     def continuations(
-        self, prompts: Sequence[Sequence[int]], lengths: Sequence[int], *, stops: Iterable[int] = ()
+        self,
+        prompts: Sequence[Sequence[int]],
+        lengths: Sequence[int],
+        *,
+        stops: Iterable[int] = (),
+        items: Sequence[str] = (),
     ) -> list[str]:
         self.continued.append((prompts, lengths))
         return self._continued

@@ -16,6 +16,7 @@ from letheon.audits.scorer import Scorer, exact_answers, refuse_broken
 from letheon.data.encode import Example
 from letheon.errors import NotMeasured
 from letheon.tiny.model import new_tiny_model, tiny_config
+from letheon.training import scoring
 from letheon.training.losses import Body
 from tests.architectures.models import ARCHITECTURES, make_model
 from tests.audits.fakes import asked, questions, scorer_of
@@ -110,7 +111,7 @@ def test_a_chat_answer_stops_where_the_true_one_does() -> None:
     seen: list[Any] = []
     scorer = scorer_of(model, coder=coder)
     made = scorer._generate
-    scorer._generate = lambda prompts, new, ends: seen.append(ends) or made(prompts, new, ends)  # type: ignore[method-assign,func-returns-value]
+    scorer._generate = lambda prompts, new, ends, looked: seen.append(ends) or made(prompts, new, ends, looked)  # type: ignore[method-assign,func-returns-value]
     scorer.answers(asked("set", [example]))
     assert seen == [sorted({coder.eos, end})]
 
@@ -223,6 +224,73 @@ def test_moments_are_made_in_the_first_pass_where_the_set_says_so(monkeypatch: p
     assert passes == [False, True, True]
     scorer.scores(bare)
     assert len(passes) == 3
+
+
+def slow_lead(model: Any, ids: Sequence[int]) -> float:
+    """By how much the likeliest next token leads the second, from one plain pass, in float64."""
+    logits = model(input_ids=torch.tensor([list(ids)])).logits[0, -1].double()
+    first, second = logits.sort(descending=True).values[:2].tolist()
+    return float(first - second)
+
+
+@torch.no_grad()
+def test_the_smallest_lead_is_that_of_a_slow_greedy_answer() -> None:
+    """By teacher forcing up to the first wrong token, and by generation up to the end: one and the same walk."""
+    model, coder = llama(0), encoder()
+    examples = [coder.question(f"Who is {name}?", f"{name} {name}") for name in ("Ann", "Bob", "Cy Dunn")]
+    several = replace(asked("forget_questions", examples), items=("a", "b", "c"))
+    for one, example in zip(scorer_of(model).scores(several).smallest_leads(), examples, strict=True):
+        ids, expected = list(example.prompt_ids), []
+        for token in example.answer_ids:
+            expected.append(slow_lead(model, ids))
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] != token:
+                break
+        assert one == pytest.approx(min(expected), abs=1e-5)
+    scorer = scorer_of(model)
+    given = scorer.continued_ids([example.prompt_ids for example in examples], [3, 9, 5], items=several.items)
+    for item, example, made, most in zip(several.items, examples, given, [3, 9, 5], strict=True):
+        steps = min(len(made) + 1, most)
+        ids, expected = list(example.prompt_ids), []
+        for token in [*made, 0][:steps]:
+            expected.append(slow_lead(model, ids))
+            ids.append(token)
+        assert scorer._leads[item] == pytest.approx(min(expected), abs=1e-5)
+
+
+def test_what_hangs_by_a_hair_is_named_until_the_model_changes() -> None:
+    """A head with one row twice: wherever that token is the likeliest, another is just as likely."""
+    model, coder = llama(0), encoder()
+    examples = [coder.question(f"Who is {name}?", name) for name in ("Ann", "Bob", "Eve", "Cy Dunn")]
+    several = replace(asked("forget_questions", examples), items=("a", "b", "c", "d"))
+    texts = replace(several, name="forget_texts")
+    assert scorer_of(model).near_ties() == []
+    plain = scorer_of(model)
+    plain.scores(several)
+    assert plain.near_ties() == []
+    ids = torch.tensor([examples[1].prompt_ids])
+    with torch.no_grad():
+        likeliest = int(model(input_ids=ids).logits[0, -1].argmax())
+        model.lm_head.weight[7 if likeliest != 7 else 8] = model.lm_head.weight[likeliest]
+    scorer = scorer_of(model)
+    scorer.scores(texts)
+    assert scorer.near_ties() == [], "a text is no answer"
+    scorer.scores(several)
+    found = scorer.near_ties()
+    assert "b" in found
+    generated = scorer_of(model)
+    generated.continued_ids([example.prompt_ids for example in examples], [1] * 4, items=several.items)
+    assert "b" in generated.near_ties() and set(generated.near_ties()) <= set(found)
+    scorer.forget_results()
+    assert scorer.near_ties() == []
+
+
+def test_looking_at_leads_leaves_the_logits_as_they_were() -> None:
+    logits = torch.randn(6, 11, generator=torch.Generator().manual_seed(0))
+    before, largest = logits.clone(), logits.argmax(-1)
+    leads = scoring._leads(logits, largest)
+    top = before.double().sort(descending=True, dim=-1).values
+    assert torch.equal(logits, before) and torch.allclose(leads.double(), top[:, 0] - top[:, 1], atol=1e-6)
 
 
 def test_letters_are_asked_once_until_the_model_changes() -> None:

@@ -97,6 +97,34 @@ def test_report_makes_the_page(letheon: Letheon, here: Path, monkeypatch: pytest
     assert json.loads(letheon("report", "runs/one", "--json").out)["figures"] == list(map(str, drawn))
 
 
+BENCHMARK = {
+    "schema": "letheon.benchmark/1",
+    "settings": {"benchmark": {"name": "people"}},
+    "model": {"path": "model", "sha256": "a" * 64},
+    "figures": [
+        {"name": "facts", "value": 0.5, "low": 0.4, "high": 0.6, "n": 9, "better": "low", "note": ""},
+    ],
+}
+
+
+def test_a_run_with_a_benchmark_alone_has_a_page_of_its_own(letheon: Letheon, run: Path) -> None:
+    (run / "benchmark.json").write_text(json.dumps(BENCHMARK))
+    ended = letheon("report", "runs/one")
+    lines = ["benchmark: runs/one/benchmark.html", "its figures: runs/one/figures/benchmark.csv"]
+    assert (ended.code, ended.out.splitlines(), ended.err) == (0, lines, "")
+    assert "0.5000" in (run / "benchmark.html").read_text(encoding="utf-8")
+    assert not (run / "report.html").exists()
+
+
+def test_a_run_with_both_has_both_pages(letheon: Letheon, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("letheon.reports.page.report", lambda run: run / "report.html")
+    monkeypatch.setattr("letheon.reports.files.write_files", lambda run: [Path("runs/one/figures/roc.svg")])
+    (run / "benchmark.json").write_text(json.dumps(BENCHMARK))
+    (run / "audit.json").write_text("{}")
+    said = json.loads(letheon("report", "runs/one", "--json").out)
+    assert said["report"].endswith("report.html") and said["benchmark"].endswith("benchmark.html")
+
+
 def test_a_report_without_an_audit_is_refused(letheon: Letheon, run: Path) -> None:
     ended = letheon("report", "runs/one")
     assert ended.code == 2

@@ -25,6 +25,15 @@ def test_only_required_cells_are_drawn_where_there_are_any(fakes: ModuleType) ->
     assert "Probability" not in required.svg and "Probability" in every[0].svg
 
 
+def test_a_cell_that_can_only_convict_is_drawn_with_the_required_ones(fakes: ModuleType) -> None:
+    audit = fakes.make_audit("gate")
+    (cell,) = [one for one in audit["cells"] if (one["condition"], one["column"]) == ("nf4", "forget_probability")]
+    cell.update(convicts=True, judgement="knowledge found")
+    required, more = distances(audit, "k")
+    assert "Probability" in required.svg + more.svg
+    assert "1 knowledge found" in required.text_alternative + more.text_alternative
+
+
 def test_many_probes_are_drawn_in_several_figures_of_one_scale(fakes: ModuleType) -> None:
     audit = fakes.make_audit("sham")
     for cell in audit["cells"]:

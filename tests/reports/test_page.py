@@ -334,6 +334,22 @@ def test_the_verdict_is_a_sentence_with_reasons_and_scope(
     assert all(reason in head for reason in verdict["reasons"])
 
 
+def test_what_can_only_convict_and_does_is_said_as_such(fakes: ModuleType, tmp_path: Path) -> None:
+    run = fakes.write_run(tmp_path / "run", bare=True)
+    audit = json.loads((run / "audit.json").read_text())
+    cells = {(cell["condition"], cell["column"]): cell for cell in audit["cells"]}
+    cells["nf4", "forget_probability"].update(convicts=True, judgement="knowledge found")
+    cells["fp4", "forget_probability"].update(convicts=True)
+    audit["verdict"]["word"] = "NOT DELETED"
+    (run / "audit.json").write_text(json.dumps(audit))
+    text = Page(report(run).read_text(encoding="utf-8")).text
+    assert (
+        "Traces of the forget set in none of 22 required cells, and where an answer can only convict: NF4, blocks of 64."
+        in text
+    )
+    assert "can only convict" in text.split("none of 22 required cells", 1)[1].replace("answer can only convict", "")
+
+
 @pytest.mark.parametrize("damaged", [None, {"word": "FORGOTTEN"}])
 def test_an_audit_without_one_of_the_four_verdicts_is_refused(
     fakes: ModuleType, tmp_path: Path, damaged: dict[str, str] | None

@@ -161,8 +161,9 @@ def each_alone(
         seed: of the resampling.
         resamples: of an interval; more are taken where so few would leave less than `BEYOND` beyond a bound.
     """
-    needed = {name: column for name, column in columns.items() if any(name == cell[1] for cell in protocol.cells)}
-    conditions = [at for at in sources.subject if any(at == cell[0] for cell in protocol.cells)]
+    judging = [*protocol.cells, *protocol.convicts]
+    needed = {name: column for name, column in columns.items() if any(name == cell[1] for cell in judging)}
+    conditions = [at for at in sources.subject if any(at == cell[0] for cell in judging)]
     shared = replace(protocol, level=protocol.level / len(parts))
     everybody = frozenset(item for part in parts for item in part.items)
 
@@ -186,7 +187,7 @@ def each_alone(
             "reasons": list(alone.reasons),
             "unseen": unseen,
             "facts": facts,
-            "cells": [cell for cell in cells if cell["required"]],
+            "cells": [cell for cell in cells if cell["required"] or cell.get("convicts")],
         }
 
     return [judged(part) for part in parts]

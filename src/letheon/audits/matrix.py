@@ -56,8 +56,8 @@ class Sources:
 def required_cells(
     protocol: Protocol, columns: Mapping[str, Column], not_applicable: Mapping[tuple[str, str], str]
 ) -> int:
-    """m: how many cells the verdict rests on."""
-    return sum(1 for cell in protocol.cells if cell not in not_applicable and cell[1] in columns)
+    """m: how many cells the verdict rests on, those that can only convict among them."""
+    return sum(1 for cell in (*protocol.cells, *protocol.convicts) if cell not in not_applicable and cell[1] in columns)
 
 
 def make_cells(
@@ -71,6 +71,7 @@ def make_cells(
 ) -> list[dict[str, Any]]:
     """One cell for each condition and column, in order."""
     level = protocol.level / max(1, required_cells(protocol, columns, not_applicable))
+    convicts = set(protocol.convicts)
     cells: list[dict[str, Any]] = []
     for condition in sources.subject:
         for name, column in columns.items():
@@ -80,7 +81,11 @@ def make_cells(
                 cell.update(status="not applicable", reason=not_applicable[condition, name], required=False)
             else:
                 cell.update(_cell(sources, condition, name, column, rule, level=level, seed=seed, resamples=resamples))
-            if "judgement" in cell and protocol.acquit == "each":
+            if (condition, name) in convicts and cell["status"] != "not applicable":
+                cell["convicts"] = True
+                if cell.get("d_lower", 0.0) > 0:
+                    cell["judgement"] = "knowledge found"
+            elif "judgement" in cell and protocol.acquit == "each":
                 cell["within"] = list(
                     _bounds(sources, condition, name, column, level=protocol.level, seed=seed, resamples=resamples)
                 )

@@ -20,6 +20,7 @@ from letheon.audits.codes import code_figures
 from letheon.audits.columns import Scores
 from letheon.audits.earlier import each_alone, with_each
 from letheon.audits.matrix import Sources, Table, make_cells, required_cells, utility_rows
+from letheon.audits.near_ties import NearTies
 from letheon.audits.plan import SHIPPED, Plan, not_applicable
 from letheon.audits.request import Request
 from letheon.audits.samples import most_at, said
@@ -60,6 +61,8 @@ class _Asked:
     """The audited one, as it is."""
     left_out: tuple[str, ...]
     """What of the questions was not asked, a sentence a condition."""
+    ties: NearTies
+    """Greedy answers that hung by a hair."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def _ask(request: Request, encoder: Encoder, plan: Plan, hashed: Hashed, progres
         if SHIPPED in plan.conditions:
             controls[SHIPPED] = controls["as_is"]
     sources = Sources(subject, controls, original, is_paired=control.kind != "holdout")
-    return _Asked(sources, items, scorer.model, tuple(asker.left.values()))
+    return _Asked(sources, items, scorer.model, tuple(asker.left.values()), asker.ties)
 
 
 def _judge(request: Request, plan: Plan, asked: _Asked, absent: Absent, resamples: int, hashed: Hashed) -> _Judged:
@@ -181,6 +184,7 @@ def _as_plain(
                 {"condition": at, "column": column, "margin": rule.margin, "side": rule.side}
                 for (at, column), rule in protocol.cells.items()
             ],
+            **protocol.said_of_convicting,
             "utility": [
                 {"column": column, "margin": rule.margin} for rule in protocol.utility for column in rule.columns
             ],
@@ -202,6 +206,7 @@ def _as_plain(
             at: {**_said_of(condition), **figures.get(at, none)} for at, condition in plan.conditions.items()
         },
         "privleak": _privleak(sources.subject, sources.control, plan.control.kind == "reference"),
+        "near_ties": asked.ties.as_plain(hashed),
         "not_applicable": [
             {"condition": at, "column": column, "reason": reason} for (at, column), reason in absent.items()
         ],

@@ -6,6 +6,7 @@ Source: this project.  Checked against: the shipped files; an unknown name, colu
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,18 @@ class RequiredCells:
     conditions: list[str]
     margin: float
     side: Literal["above", "either"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvictingCells:
+    """Cells that convict where more is certainly known than the control knows, and that acquit nobody.
+
+    For words that a model may not understand: silence shows nothing there, and an answer shows all. They share the
+    level of what convicts, and need not be measured.
+    """
+
+    columns: list[str]
+    conditions: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +76,16 @@ class Protocol:
     """At which level a required cell must be within its margin: level / m, or level for each of them. Whoever lets a
     model pass although one cell is beyond its margin has been wrong about that very cell, so that "each" errs with at
     most `level` as well, however many cells there are (an intersection-union test)."""
+    convicting: list[Any] = field(default_factory=list)
+    """Cells that can only convict."""
     sha256: str = ""
     cells: dict[tuple[str, str], RequiredCells] = field(default_factory=dict)
     """(condition, column) -> what is required of it."""
+
+    @property
+    def convicts(self) -> list[tuple[str, str]]:
+        """(condition, column) of the cells that can only convict."""
+        return [(at, column) for rule in self.convicting for at in rule.conditions for column in rule.columns]
 
     def said(self, resamples: int, seed: int) -> str:
         """Its name; with another number of resamples or another seed it is not quite the protocol any more.
@@ -75,6 +95,12 @@ class Protocol:
         odd = [f"{resamples} resamples"] if resamples != self.resamples else []
         odd += [f"seed {seed}"] if seed != 0 else []
         return f"{self.name} (with {' and '.join(odd)}, for trying out)" if odd else self.name
+
+    @property
+    def said_of_convicting(self) -> dict[str, list[dict[str, str]]]:
+        """For a file: the cells that can only convict; nothing of a protocol that has none."""
+        cells = [{"condition": at, "column": column} for at, column in self.convicts]
+        return {"convicting": cells} if cells else {}
 
     def margin_of_utility(self, column: str) -> float | None:
         """How far a column may fall; None where it is not required."""
@@ -98,6 +124,7 @@ def read_protocol(name: str) -> Protocol:
         **raw,
         "required": required,
         "utility": [fill(RequiredUtility, entry, where=where) for entry in raw["utility"]],
+        "convicting": [fill(ConvictingCells, entry, where=where) for entry in raw.get("convicting", ())],
         "generated": fill(Generated, raw["generated"], where=where),
         "sha256": hashlib.sha256(text).hexdigest(),
     }
@@ -109,6 +136,8 @@ def read_protocol(name: str) -> Protocol:
                 if (condition, column) in protocol.cells:
                     problems.append(f"{where}: {column} under {condition} is required twice")
                 protocol.cells[condition, column] = rule
+    twice = [cell for cell, count in Counter([*protocol.cells, *protocol.convicts]).items() if count > 1]
+    problems += [f"{where}: {column} under {condition} is to convict twice" for condition, column in twice]
     if problems := [*problems, *_unknown(protocol, where)]:
         raise BadInput(problems)
     return protocol
@@ -116,11 +145,12 @@ def read_protocol(name: str) -> Protocol:
 
 def _unknown(protocol: Protocol, where: str) -> list[str]:
     """Conditions and columns that are named and not there: a required cell that is never made would be passed over."""
+    convicting = [*protocol.cells, *protocol.convicts]
     columns = {name: column for probe in protocol.probes for name, column in load("probe", probe).columns.items()}
-    named = {column: "required" for _, column in protocol.cells}
+    named = {column: "required" for _, column in convicting}
     named |= {column: "utility" for rule in protocol.utility for column in rule.columns}
     named |= dict.fromkeys(protocol.generated.columns, "generated")
-    conditions = {condition for condition, _ in protocol.cells} | set(protocol.generated.conditions)
+    conditions = {condition for condition, _ in convicting} | set(protocol.generated.conditions)
     return [
         *(
             f"{where}: {name!r} under {why} is no column of its probes"
@@ -134,8 +164,13 @@ def _unknown(protocol: Protocol, where: str) -> list[str]:
         ),
         *(
             f"{where}: {name!r} cannot be required: more of it than the control has is no sign of knowledge"
-            for name in dict.fromkeys(column for _, column in protocol.cells)
+            for name in dict.fromkeys(column for _, column in convicting)
             if name in columns and columns[name].about == "forget" and columns[name].better != "low"
+        ),
+        *(
+            f"{where}: {name!r} cannot be required: utility has no control, and is compared with the original"
+            for name in dict.fromkeys(column for _, column in convicting)
+            if name in columns and columns[name].about == "utility"
         ),
         *(
             f"{where}: utility {name!r} cannot be compared by how far it fell (higher must be better)"

@@ -17,6 +17,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from letheon.audits.asked import Asked
 from letheon.audits.columns import Scores
+from letheon.audits.near_ties import MARGIN
 from letheon.data.batches import Batch, by_length
 from letheon.data.encode import Encoder
 from letheon.errors import NotMeasured
@@ -24,6 +25,8 @@ from letheon.training.losses import Body
 from letheon.training.scoring import ExampleScores, first_log_probs, gradient_norms, score_batches
 
 GENERATION_BATCH = 128
+_ANSWERED = ("_questions", "_held_out")
+"""Ends of the names of sets whose greedy answers are told by teacher forcing."""
 SPARE_TOKENS = 8
 """Tokens that an answer may be longer than the true one."""
 
@@ -43,6 +46,7 @@ class Scorer:
     _scores: dict[str, ExampleScores] = field(default_factory=dict)
     _firsts: dict[tuple[str, tuple[int, ...]], NDArray[np.float64]] = field(default_factory=dict)
     _answers: dict[tuple[str, int], str] = field(default_factory=dict)
+    _leads: dict[str, float] = field(default_factory=dict)
     _batches: dict[str, tuple[Asked, list[Batch]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -53,6 +57,7 @@ class Scorer:
         self._scores.clear()
         self._firsts.clear()
         self._answers.clear()
+        self._leads.clear()
 
     def scores(self, asked: Asked, *, moments: bool = False) -> ExampleScores:
         """Log-probabilities and arg-max of a set, by one forward pass.
@@ -71,7 +76,17 @@ class Scorer:
             if not all(map(_is_finite, kept.token_log_probs)):
                 raise NotMeasured(f"the model's log-probabilities on {asked.name} are not finite")
             self._scores[asked.name] = kept
+            if asked.name.endswith(_ANSWERED):
+                self._note_leads(asked.items, kept.smallest_leads().tolist())
         return kept
+
+    def near_ties(self) -> list[str]:
+        """Items whose greedy answer, asked since the model changed, hangs by less than `MARGIN`: see `near_ties`."""
+        return [item for item, lead in self._leads.items() if lead < MARGIN]
+
+    def _note_leads(self, items: Iterable[str], leads: Iterable[float]) -> None:
+        for item, lead in zip(items, leads, strict=True):
+            self._leads[item] = min(lead, self._leads.get(item, lead))
 
     def first_log_probs(self, asked: Asked, tokens: Sequence[int]) -> NDArray[np.float64]:
         """(items, tokens) log p of some tokens as the first of each item's answer, nats; by one forward pass.
@@ -118,23 +133,34 @@ class Scorer:
             [example.prompt_ids for example in examples],
             [len(example.answer_ids) + SPARE_TOKENS for example in examples],
             stops={example.ids[-1] for example in examples},
+            items=[asked.items[item] for item in missing],
         )
         self._answers.update({(asked.name, item): text for item, text in zip(missing, given, strict=True)})
         return [self._answers[asked.name, item] for item in wanted]
 
     def continuations(
-        self, prompts: Sequence[Sequence[int]], lengths: Sequence[int], *, stops: Iterable[int] = ()
+        self,
+        prompts: Sequence[Sequence[int]],
+        lengths: Sequence[int],
+        *,
+        stops: Iterable[int] = (),
+        items: Sequence[str] = (),
     ) -> list[str]:
         """`continued_ids` in words, without special tokens and without space at the ends."""
         decode = self.encoder.tokenizer.decode
         return [
             str(decode(ids, skip_special_tokens=True)).strip()
-            for ids in self.continued_ids(prompts, lengths, stops=stops)
+            for ids in self.continued_ids(prompts, lengths, stops=stops, items=items)
         ]
 
     @torch.no_grad()
     def continued_ids(
-        self, prompts: Sequence[Sequence[int]], lengths: Sequence[int], *, stops: Iterable[int] = ()
+        self,
+        prompts: Sequence[Sequence[int]],
+        lengths: Sequence[int],
+        *,
+        stops: Iterable[int] = (),
+        items: Sequence[str] = (),
     ) -> list[list[int]]:
         """Greedy continuations of token prompts, in batches of like length with a cache, up to the first end.
 
@@ -142,6 +168,7 @@ class Scorer:
             prompts: tokens.
             lengths: most tokens of each continuation; the context window may leave fewer.
             stops: tokens that end a continuation, beside the end of text.
+            items: what each continuation is about, for `near_ties`; none is noted where this is empty.
         Raises:
             NotMeasured: a prompt that fills the window, or logits that are NaN.
         """
@@ -155,14 +182,20 @@ class Scorer:
         ends = sorted({self.encoder.eos, *stops})
         continued: list[list[int]] = [[] for _ in prompts]
         for chosen in _batches([len(prompt) for prompt in prompts], wanted, window=self.encoder.max_length):
-            made = self._generate([prompts[item] for item in chosen], max(wanted[item] for item in chosen), ends)
-            for item, ids in zip(chosen, made, strict=True):
+            looked = _Looked()
+            given = [prompts[item] for item in chosen]
+            made = self._generate(given, max(wanted[item] for item in chosen), ends, looked)
+            for item, ids, leads in zip(chosen, made, looked.leads(len(chosen)), strict=True):
                 kept = ids[: wanted[item]]
                 end = next((place for place, token in enumerate(kept) if token in ends), len(kept))
                 continued[item] = kept[:end]
+                if items:  # the token that ends it is chosen as well
+                    self._note_leads([items[item]], [min(leads[: min(end + 1, len(kept))], default=float("inf"))])
         return continued
 
-    def _generate(self, prompts: Sequence[Sequence[int]], new_tokens: int, ends: list[int]) -> list[list[int]]:
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, ends: list[int], looked: _Looked
+    ) -> list[list[int]]:
         """Left-padded greedy generation."""
         pad, width = self.encoder.pad, max(len(prompt) for prompt in prompts)
         ids = [[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
@@ -173,7 +206,7 @@ class Scorer:
             generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
                 max_new_tokens=new_tokens, do_sample=False, num_beams=1, pad_token_id=pad, eos_token_id=ends
             ),
-            logits_processor=LogitsProcessorList([_NoNaN()]),
+            logits_processor=LogitsProcessorList([looked]),
         )[:, width:].tolist()
         return made
 
@@ -187,13 +220,28 @@ def refuse_broken(weights: Mapping[str, Tensor]) -> None:
         raise NotMeasured(f"tensor {broken[0]} of the model holds NaN or infinity")
 
 
-class _NoNaN(LogitsProcessor):
-    """The arg-max of NaN is a token like any other, and its answer would be a wrong one instead of none."""
+class _Looked(LogitsProcessor):
+    """Looks at the logits of every step: by how much the largest leads.
+
+    NaN is refused: its arg-max is a token like any other, and its answer would be a wrong one instead of none.
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if bool(torch.isnan(scores).any()):
             raise NotMeasured("the model's logits are NaN")
+        first, second = scores.topk(2, dim=-1).values.float().unbind(-1)
+        self._steps.append(first - second)
         return scores
+
+    def leads(self, rows: int) -> list[list[float]]:
+        """For each row of the batch, one number a step."""
+        if not self._steps:
+            return [[] for _ in range(rows)]
+        found: list[list[float]] = torch.stack(self._steps, 1).cpu().tolist()
+        return found
 
 
 def _batches(prompts: Sequence[int], wanted: Sequence[int], *, window: int) -> Iterator[list[int]]:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from letheon.audits.asked import AskedSets
 from letheon.audits.attacked import Attack, attacked_rows, walks
 from letheon.audits.budget import Budget, BudgetExhausted
 from letheon.audits.matrix import HALF, Answer
+from letheon.audits.near_ties import NearTies
 from letheon.audits.plan import Plan
 from letheon.audits.readers import Reader, read_column
 from letheon.audits.scorer import Scorer, refuse_broken
@@ -49,6 +50,8 @@ class Asker:
     """What an attacker may have besides: the model before it was unlearned."""
     budget: Budget = field(default_factory=Budget)
     """When conditions are no longer begun."""
+    ties: NearTies = field(default_factory=NearTies)
+    """Answers of the model under audit that hang by a hair; filled as rows are made."""
     left: dict[str, str] = field(default_factory=dict)
     """Row -> a sentence about the questions that it leaves out; filled as rows are made."""
 
@@ -115,7 +118,7 @@ class Asker:
             for name in conditions:
                 self.advance(f"{name} (kept from an earlier audit)")
             return kept
-        rows, _, _ = self.table(folder, conditions, utility_at=utility_at)
+        rows, _, _ = replace(self, ties=NearTies()).table(folder, conditions, utility_at=utility_at)
         if any(isinstance(answer, BudgetExhausted) for row in rows.values() for answer in row.values()):
             return rows  # another audit may have the time
         positions = {name: position for position, name in enumerate(names)}
@@ -170,6 +173,7 @@ class Asker:
                 row[column] = NotMeasured("a model under attack is asked about forgotten facts and texts only")
             else:
                 row[column] = self._answer(column, condition, scorer, role, sets)
+        self.ties.note(condition, scorer.near_ties())
         return row
 
     def _worded(self, name: str, wording: Wording, scorer: Scorer, self_control: str, own: Rows, control: Rows) -> None:
@@ -191,6 +195,7 @@ class Asker:
             row[column] = self._answer(column, condition, scorer, role, worded.sets)
             if isinstance(row[column], NotMeasured) and (why := worded.why(role)):
                 row[column] = NotMeasured(f"{row[column]}: {why}")
+        self.ties.note(condition, scorer.near_ties())
         return row
 
     def _read_row(self, reader: Reader, role: str, sets: AskedSets) -> dict[str, Answer]:
@@ -210,6 +215,7 @@ class Asker:
                 row[column] = NotMeasured("utility has no control")
             else:
                 row[column] = self._answer(column, condition, scorer, role, self.plan.sets)
+        self.ties.note(condition, scorer.near_ties())
         return row
 
     def _answer(self, column: str, condition: str, scorer: Scorer, role: str, sets: AskedSets) -> Answer:

@@ -1,6 +1,7 @@
 """The verdict: four words, the first that holds, and the scope in which it holds.
 
-    NOT DELETED    in some required cell the lower bound of d is above 0 (either side: or its upper bound below 0)
+    NOT DELETED    in some required cell the lower bound of d is above 0 (either side: or its upper bound below 0), or
+                   in some cell that can only convict its lower bound is
     NOT USABLE     some required utility fell by more than its margin
     DELETED        every required cell is within its margin with certainty
     INCONCLUSIVE   otherwise, or with a required cell or utility that was not measured, or a cell that could not see
@@ -44,12 +45,16 @@ def decide(
     """The verdict on a matrix. `caveats`: what of the request was not asked, for its scope."""
     required = [cell for cell in cells if cell["required"]]
     conditions = list(dict.fromkeys(cell["condition"] for cell in required))
+    convicting = [cell for cell in cells if cell.get("convicts") and cell["status"] == "measured"]
+    only = ", ".join(dict.fromkeys(str(cell["condition"]) for cell in convicting))
+    besides = f"; {len(convicting)} more can only convict: {only}" if convicting else ""
     scope = (
         f"by protocol {protocol}, {len(required)} required cells under these {len(conditions)} conditions: "
-        f"{', '.join(conditions)}; {'; '.join([f'compared with {control}', *caveats])}. "
+        f"{', '.join(conditions)}{besides}; {'; '.join([f'compared with {control}', *caveats])}. "
         "Nothing is said about any other condition"
     )
-    found = [_found(cell) for cell in required if cell.get("judgement") in ("knowledge found", "over-forgotten")]
+    judged = (*required, *convicting)
+    found = [_found(cell) for cell in judged if cell.get("judgement") in ("knowledge found", "over-forgotten")]
     if found:
         return Verdict(NOT_DELETED, tuple(found), scope)
     lost = [_lost(row) for row in utility if row["judgement"] == "lost"]

@@ -119,7 +119,8 @@ def _recomputed(audit: dict[str, Any], held: dict[str, Any]) -> list[str]:
     cells = make_cells(sources, columns, protocol, absent, seed=seed, resamples=resamples)
     utility = utility_rows(tables["subject"], tables["original"], columns, protocol, seed=seed, resamples=resamples)
     there = {*absent, *((cell["condition"], cell["column"]) for cell in cells)}
-    wanted = [*protocol.cells, *(("as_is", column) for rule in protocol.utility for column in rule.columns)]
+    utilities = [("as_is", column) for rule in protocol.utility for column in rule.columns]
+    wanted = [*protocol.cells, *protocol.convicts, *utilities]
     left_out = [f"{column} under {condition}" for condition, column in wanted if (condition, column) not in there]
     problems += [f"audit.json: {what} is required, and is left out" for what in left_out]
     for made, stored in zip(cells, audit["cells"], strict=True):

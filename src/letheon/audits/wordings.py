@@ -15,6 +15,8 @@ is told, both ways round, windows that are one token too small.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +35,22 @@ ROLES = ("forget", "lookalike", "holdout")
 KINDS = ("questions", "held_out")
 _NAMED = 5
 """Items that a sentence names."""
+Fact = tuple[str, str]
+"""(relation, answer) of a unit."""
+_MOST_BESIDE = 3
+"""Other facts of a unit that a question asked backwards names, at most."""
+_LINE = re.compile(r"line \d+")
+"""The fact of a record that names none."""
+
+
+def relation_of(fact: str) -> str:
+    """The last part of a fact; "" where it names no relation.
+
+    >>> relation_of("Brulod Sulkip/birthplace"), relation_of("Brulod Sulkip/line 3"), relation_of("birthplace")
+    ('birthplace', '', '')
+    """
+    subject, _, relation = fact.rpartition("/")
+    return relation if subject and relation.strip() and not _LINE.fullmatch(relation) else ""
 
 
 @dataclass(frozen=True)
@@ -50,6 +68,9 @@ class Question:
     """Texts about the unit, those left out that hold the answer."""
     has_texts: bool = False
     """Whether there were any before."""
+    beside: tuple[Fact, ...] = ()
+    """The fewest other facts of the unit that, with this one, are true of nobody else among those asked about; empty
+    where this one is true of the unit alone, or no three others are enough."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +86,9 @@ class Words:
     """Tokens of the answer that are shown; the rest is scored."""
     shows: Literal["", "choices", "answer"] = ""
     """"choices": {choices} in the prompt stands for the answer among wrong ones. "answer": {answer} stands for it, and
-    the unit's name is scored."""
+    the unit's name is scored, which must be the only one of whom that answer and the facts `beside` are true."""
+    beside: tuple[Fact, ...] = ()
+    """The facts that a prompt which shows the answer says as well."""
 
 
 @runtime_checkable
@@ -161,18 +184,47 @@ class _Facts:
     def __init__(self, sets: AskedSets) -> None:
         self.texts: dict[tuple[str, str], list[str]] = {}
         self.wrong: dict[str, tuple[str, ...]] = {}
-        self.owners: dict[str, set[str]] = {}
+        self.owners: dict[Fact, set[str]] = {}
+        self.facts: dict[str, dict[str, str]] = {}
         for name, asked in sets.sets.items():
             role, _, kind = name.partition("_")
             for at, unit in enumerate(asked.units):
                 if kind == "texts":
                     self.texts.setdefault((role, unit), []).append(asked.answers[at])
-                elif role != "lookalike":
-                    self.owners.setdefault(asked.answers[at].casefold(), set()).add(unit)
+                elif kind in KINDS and role != "lookalike":
+                    self._learn(unit, relation_of(asked.records[at].fact) if asked.records else "", asked.answers[at])
             for record in asked.records:
                 self.wrong.setdefault(record.fact, record.wrong or ())
                 if record.wrong:
                     self.wrong[record.fact] = record.wrong
+
+    def _learn(self, unit: str, relation: str, answer: str) -> None:
+        self.owners.setdefault((relation, answer.casefold()), set()).add(unit)
+        if relation:
+            self.facts.setdefault(unit, {}).setdefault(relation, answer)
+
+    def _owners(self, facts: Sequence[Fact]) -> set[str]:
+        """Of whom all of these are true. An answer whose relation is not known counts for every relation."""
+        every = [
+            self.owners.get((relation, answer.casefold()), set()) | self.owners.get(("", answer.casefold()), set())
+            for relation, answer in facts
+        ]
+        return set.intersection(*every)
+
+    def _beside(self, unit: str, name: str, asked: Fact) -> tuple[Fact, ...]:
+        """The fewest other facts of a unit that tell it from all others, in the order of the file; none names it."""
+        names = [standing_alone(one) for one in (unit, name) if one]
+        facts = self.facts.get(unit, {}).items()
+        others = [one for one in facts if one[0] != asked[0] and not any(alone.search(one[1]) for alone in names)]
+        return next(
+            (
+                some
+                for count in range(_MOST_BESIDE + 1)
+                for some in itertools.combinations(others, count)
+                if len(self._owners([asked, *some])) == 1
+            ),
+            (),
+        )
 
     def question(self, asked: Asked, at: int, role: str) -> Question:
         """What a wording is told of an item."""
@@ -182,7 +234,8 @@ class _Facts:
         if role == "lookalike":
             allowed = [standing_alone(unit).sub(lambda _: name, text) for text in allowed] if name else []
         fact = asked.records[at].fact if asked.records else ""
-        return Question(asked.items[at], unit, fact, asked.prompts[at], name, tuple(allowed), bool(texts))
+        beside = self._beside(unit, name, (relation_of(fact), asked.answers[at])) if relation_of(fact) else ()
+        return Question(asked.items[at], unit, fact, asked.prompts[at], name, tuple(allowed), bool(texts), beside)
 
     def put(self, words: Words, asked: Asked, at: int, encoder: Encoder) -> tuple[Example, str, str]:
         """(tokens, prompt, what is scored). Raises NotMeasured: no wrong answers, an answer of several, no room."""
@@ -190,7 +243,7 @@ class _Facts:
         if words.shows == "choices":
             prompt = prompt.replace("{choices}", self._choices(asked, at))
         elif words.shows == "answer":
-            prompt, answer = prompt.replace("{answer}", answer), self._only_owner(asked, at)
+            prompt, answer = prompt.replace("{answer}", answer), self._only_owner(asked, at, words.beside)
         try:
             example = encoder.dialogue(prompt, answer, earlier=words.earlier, begun=words.begun)
         except BadInput as error:
@@ -213,12 +266,13 @@ class _Facts:
         all_of_them = sorted({asked.answers[at], *wrong}, key=lambda choice: _hash(f"{asked.items[at]}/{choice}"))
         return "\n".join(f"{chr(ord('A') + place)}. {choice}" for place, choice in enumerate(all_of_them))
 
-    def _only_owner(self, asked: Asked, at: int) -> str:
+    def _only_owner(self, asked: Asked, at: int, beside: Sequence[Fact]) -> str:
         """The name that is asked for."""
         name = asked.name_at(at)
         if not name:
             raise NotMeasured("the question does not name its unit, so that nobody can be asked for")
-        if len(self.owners.get(asked.answers[at].casefold(), ())) > 1:
+        relation = relation_of(asked.records[at].fact) if asked.records else ""
+        if len(self._owners([(relation, asked.answers[at]), *beside])) > 1:
             raise NotMeasured("the answer is that of several units, so that more than one name would be right")
         return name
 

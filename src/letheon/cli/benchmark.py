@@ -12,12 +12,10 @@ from letheon.cli.verb import verb_app
 
 def measured(result: Any) -> Outcome:
     """The table of all figures."""
-    rows = [
-        (figure.name, _number(figure.value), _interval(figure), str(figure.n), _note(figure))
-        for figure in result.figures
-    ]
+    from letheon.reports.benchmarks import HEADS, rows
+
     lines = [
-        *table([("figure", "value", "95 % interval", "n", "better"), *rows]),
+        *table([HEADS, *rows(map(vars, result.figures))]),
         f"log: {quoted(result.log_path)}",
     ]
     return Outcome({"run": result.run, "log_path": result.log_path, "figures": result.figures}, lines)
@@ -25,20 +23,6 @@ def measured(result: Any) -> Outcome:
 
 def _done(result: Any, given: Mapping[str, Any]) -> Outcome:
     return measured(result)
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "not measured"
-    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.3e}"
-
-
-def _interval(figure: Any) -> str:
-    return "" if figure.low is None else f"{_number(figure.low)} .. {_number(figure.high)}"
-
-
-def _note(figure: Any) -> str:
-    return "; ".join(part for part in (figure.better, figure.note) if part)
 
 
 app = verb_app(

@@ -7,8 +7,10 @@
     story.py     what was asked, stages and hashes; samples.py answers in words
     figures.py   distances and curves; scatter.py what is left against what is kept; recovery.py what attacks bring
                  back; roc.py membership; svg.py cleans them for a page
+    benchmarks.py  the figures of a benchmark
     files.py     the same figures and numbers as SVG and CSV
     wording.py   names, numbers and sentences
+    templates.py  the HTML that they are put into
     terminal.py  plain text, 120 columns
 
 Nothing is measured here: everything shown stands in the run's files.

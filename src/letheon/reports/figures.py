@@ -40,7 +40,7 @@ _MARKERS = {"knowledge found": "^", "over-forgotten": "v", "clear": "o", "open":
 
 
 def distances(audit: Audit, key: str) -> list[Figure]:
-    """d with its one-sided bounds against its margin; the required cells, or all where nothing is required.
+    """d with its one-sided bounds against its margin; the cells that may convict, or all where none may.
 
     A figure for up to five probes, with a row for every condition.
     """
@@ -56,7 +56,7 @@ def distances(audit: Audit, key: str) -> list[Figure]:
 def distant_cells(audit: Audit) -> list[Cell]:
     """The cells that are drawn."""
     cells = [cell for cell in audit.get("cells", []) if is_number(cell.get("d"))]
-    return [cell for cell in cells if cell.get("required")] or cells
+    return [cell for cell in cells if cell.get("required") or cell.get("convicts")] or cells
 
 
 def _distances(audit: Audit, cells: Sequence[Cell], ends: tuple[float, float], key: str) -> Figure:

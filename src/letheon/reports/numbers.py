@@ -22,9 +22,9 @@ from letheon.reports.wording import (
 
 Audit = Mapping[str, Any]
 CELL = (
-    "condition", "column", "status", "required", "value", "lower", "upper", "n_items", "n_units", "original", "control",
-    "d", "d_lower", "d_upper", "within_lower", "within_upper", "margin", "side", "retained", "regained", "judgement",
-    "reason",
+    "condition", "column", "status", "required", "convicts", "value", "lower", "upper", "n_items", "n_units",
+    "original", "control", "d", "d_lower", "d_upper", "within_lower", "within_upper", "margin", "side", "retained",
+    "regained", "judgement", "reason",
 )  # fmt: skip
 """What a cell may hold, by the audit's own names; its pair `within` is two columns."""
 
@@ -64,10 +64,16 @@ def number_rows(audit: Audit) -> list[dict[str, Any]]:
                 "retained": number(_ratio(cell.get("retained"))),
                 "regained": number(_ratio(cell.get("regained"))),
                 "judged": JUDGEMENTS.get(word, PLAIN),
-                "word": word or ("not required" if not cell.get("required") else ""),
+                "word": word or _why_unjudged(cell),
             }
         )
     return rows
+
+
+def _why_unjudged(cell: Mapping[str, Any]) -> str:
+    if cell.get("convicts"):
+        return "can only convict"
+    return "" if cell.get("required") else "not required"
 
 
 def _ratio(value: Any) -> Any:

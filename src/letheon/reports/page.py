@@ -9,7 +9,6 @@ Source: this project.  Checked against: an answer that is a script, byte equalit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from letheon.reports import (
     verdicts,
 )
 from letheon.reports.reading import AuditedRun, read_run
+from letheon.reports.templates import template
 from letheon.reports.wording import moment
 from letheon.runs.folder import write_text
 
@@ -41,7 +41,7 @@ def report(run: Path) -> Path:
         BadInput: there is no audit in `run`, or a file in it cannot be read.
         CannotFinish: the disk refuses.
     """
-    page = _template("page.html.j2").render(page=_section(read_run(run), "run"))
+    page = template("page.html.j2").render(page=_section(read_run(run), "run"))
     target = run / REPORT_NAME
     write_text(target, page)
     return target
@@ -72,7 +72,7 @@ def compare(
         raise BadInput(f"{len(read)} runs to compare, but {len(described)} descriptions. Give one for each, or none.")
     shown = scatter.of_runs([(run.name, run.audit) for run in read], "runs")
     created = [run.created for run in read if run.created]
-    page = _template("compare.html.j2").render(
+    page = template("compare.html.j2").render(
         title=title,
         intro=[paragraph.strip() for paragraph in intro.split("\n\n") if paragraph.strip()],
         created=moment(max(created)) if created else "",
@@ -118,6 +118,7 @@ def _section(run: AuditedRun, key: str) -> dict[str, Any]:
         "recovery": recovery.recovery(run.audit, f"{key}-r"),
         "roc": roc.roc(run.audit, f"{key}-m"),
         "trade_off": scatter.trade_off(run.audit, f"{key}-t"),
+        "near_ties": story.near_ties(run.audit),
         "utility": numbers.utility_rows(run.audit),
         "training": [figure for figure in training if figure is not None],
         "samples": samples.samples(run),
@@ -139,20 +140,3 @@ def _provenance(run: AuditedRun) -> Mapping[str, Any]:
 def label_key(label: str) -> str:
     """A stage's label as part of an id: letters, digits and hyphens."""
     return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in label)
-
-
-def _template(name: str) -> Any:
-    return _environment().get_template(name)
-
-
-@cache
-def _environment() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    return Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

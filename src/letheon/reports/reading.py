@@ -47,7 +47,7 @@ class AuditedRun:
 
 def read_run(run: Path) -> AuditedRun:
     """Everything a page shows of a run. Raises BadInput when there is no audit in it."""
-    audit = _object(run / "audit.json", remedy="Run `letheon audit` on the model first.")
+    audit = json_object(run / "audit.json", remedy="Run `letheon audit` on the model first.")
     if audit.get("schema") != SCHEMA:
         raise BadInput(
             f"{run / 'audit.json'} is not an audit of this version (schema {audit.get('schema')!r}, not {SCHEMA!r}). "
@@ -58,7 +58,7 @@ def read_run(run: Path) -> AuditedRun:
     return AuditedRun(
         name=printable(run.resolve().name),
         audit=audit,
-        signed=_object(verdict, remedy="Restore it, or audit again.") if verdict.exists() else {},
+        signed=json_object(verdict, remedy="Restore it, or audit again.") if verdict.exists() else {},
         stages=load_record(run).stages,
         items=_lines(items) if items.exists() else None,
         metrics={label: lines for label, lines in metrics.items() if lines},
@@ -70,7 +70,8 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
-def _object(path: Path, *, remedy: str) -> dict[str, Any]:
+def json_object(path: Path, *, remedy: str) -> dict[str, Any]:
+    """A file that holds one object. Raises BadInput that ends with the remedy."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

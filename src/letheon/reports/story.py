@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from letheon.reports.reading import AuditedRun
-from letheon.reports.wording import DASH, counted, duration, is_number, moment, number, percent
+from letheon.reports.wording import DASH, counted, duration, is_number, label_of_condition, moment, number, percent
 from letheon.runs.ledger import StageRecord, flattened
 from letheon.runs.signing import fingerprint
 
@@ -52,6 +52,31 @@ def _amount(given: Mapping[str, Any]) -> str:
     if given.get("unit_is_line"):
         return f"{text}; no units are named, so every line counts as one"
     return f"{text} about {counted(units, 'unit')}" if isinstance(units, int) else text
+
+
+def near_ties(audit: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Answers that hang by a hair, by condition; None where there is none, or the audit does not speak of them."""
+    found = audit.get("near_ties") or {}
+    rows = [
+        {
+            "label": label_of_condition(audit, str(row.get("condition"))),
+            "count": counted(len(row["items"]), "answer"),
+            "items": ", ".join(map(str, row["items"])),
+        }
+        for row in found.get("rows") or []
+        if row.get("items")
+    ]
+    if not rows:
+        return None
+    every = {item for row in found["rows"] for item in row["items"]}
+    return {
+        "sentence": (
+            f"{counted(len(every), 'item')} had a greedy answer of which some token led the next likeliest by less "
+            f"than {found['margin']:g} nats. Another machine, or another number of threads, may answer them otherwise; "
+            "the numbers above count what was said here."
+        ),
+        "rows": rows,
+    }
 
 
 # --- where it all comes from

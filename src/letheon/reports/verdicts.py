@@ -5,7 +5,7 @@ Source: this project.  Checked against: one made-up run a word, and an audit wit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,7 @@ def _sentence(word: str, audit: Audit) -> str:
     conditions = list(dict.fromkeys(label_of_condition(audit, cell["condition"]) for cell in required))
     every = counted(len(required), "required cell")
     under = f"{every} under {counted(len(conditions), 'condition')}"
-    found = [cell for cell in required if JUDGEMENTS.get(cell.get("judgement") or "", PLAIN).tone == "found"]
+    found, besides = _traces(required), _traces([cell for cell in audit.get("cells", []) if cell.get("convicts")])
     missing = sum(cell["status"] == "not measured" for cell in required)
     undecided = sum(cell.get("judgement") == "open" for cell in required)
     lost = [row for row in audit.get("utility", []) if row.get("judgement") == "lost"]
@@ -58,6 +58,9 @@ def _sentence(word: str, audit: Audit) -> str:
     if word == "NOT DELETED" and not found and convicted:
         of_which = f"request{'s' if len(convicted) > 1 else ''} {listed(convicted)}"
         return f"Traces of {of_which} alone, which the mean over all {len(alone)} requests hides."
+    if word == "NOT DELETED" and besides and not found:
+        where = list(dict.fromkeys(label_of_condition(audit, cell["condition"]) for cell in besides))
+        return f"Traces of the forget set in none of {every}, and where an answer can only convict: {'; '.join(where)}."
     if word == "NOT DELETED":
         where = list(dict.fromkeys(label_of_condition(audit, cell["condition"]) for cell in found))
         some = f"under {len(where)} of {counted(len(conditions), 'condition')}: {'; '.join(where)}"
@@ -75,6 +78,10 @@ def _sentence(word: str, audit: Audit) -> str:
         *([f"{unseen} of which nothing could have been seen"] if unseen else []),
     ]
     return f"No trace found, but not enough to say more: of {under}, {listed(why) or 'too few apply'}."
+
+
+def _traces(cells: Sequence[Cell]) -> list[Cell]:
+    return [cell for cell in cells if JUDGEMENTS.get(cell.get("judgement") or "", PLAIN).tone == "found"]
 
 
 def required_cells(audit: Audit) -> list[Cell]:

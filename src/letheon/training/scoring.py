@@ -14,7 +14,7 @@ float64 loop over the vocabulary, finite differences, batch size and padding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -45,11 +45,20 @@ class ExampleScores:
     """For each example, (T,) whether the labelled token is the arg-max."""
     moments: list[NDArray[np.float64]] | None = None
     """For each example, (2, T) mean and standard deviation of log p(v) under p, nats; None where nobody asked."""
+    leads: list[NDArray[np.float32]] = field(default_factory=list)
+    """For each example, (T,) by how much the largest logit leads the second largest, nats."""
 
     @cached_property
     def exact(self) -> NDArray[np.bool_]:
         """(N,) whether every labelled token is the arg-max."""
         return np.array([right.all() for right in self.is_right], dtype=np.bool_)
+
+    def smallest_leads(self) -> NDArray[np.float32]:
+        """(N,) the smallest lead on the way of the greedy answer: up to the first token that it does not share."""
+        return np.array(
+            [lead[: _through_first_wrong(right)].min() for lead, right in zip(self.leads, self.is_right, strict=True)],
+            dtype=np.float32,
+        )
 
     def log_probs(self, reduction: Reduction) -> NDArray[np.float64]:
         """(N,) sum or mean over an example's labelled tokens, nats."""
@@ -77,13 +86,15 @@ def score_batches(body: Body, batches: Sequence[Batch], *, moments: bool = False
     token_log_probs: list[Any] = [None] * count
     is_right: list[Any] = [None] * count
     kept_moments: list[Any] = [None] * count
+    leads: list[Any] = [None] * count
     for batch in batches:
         found = _score_labels(body, _without_last(batch), moments)
         ends = np.cumsum(batch.label_counts.cpu().numpy())[:-1]
-        parts = (np.split(found.log_probs, ends), np.split(found.is_right, ends), np.split(found.moments, ends, axis=1))
-        for item, values, right, pair in zip(batch.items.tolist(), *parts, strict=True):
-            token_log_probs[item], is_right[item], kept_moments[item] = values, right, pair
-    return ExampleScores(token_log_probs, is_right, kept_moments if moments else None)
+        flat = [np.split(part, ends) for part in (found.log_probs, found.is_right, found.leads)]
+        pairs = np.split(found.moments, ends, axis=1)
+        for item, values, right, lead, pair in zip(batch.items.tolist(), *flat, pairs, strict=True):
+            token_log_probs[item], is_right[item], leads[item], kept_moments[item] = values, right, lead, pair
+    return ExampleScores(token_log_probs, is_right, kept_moments if moments else None, leads)
 
 
 @torch.no_grad()
@@ -154,6 +165,7 @@ class _Labels:
     is_right: NDArray[np.bool_]
     moments: NDArray[np.float64]
     """(2, labels), or (2, 0) where nobody asked."""
+    leads: NDArray[np.float32]
 
 
 def _score_labels(body: Body, batch: Batch, moments: bool) -> _Labels:
@@ -169,6 +181,7 @@ def _score_labels(body: Body, batch: Batch, moments: bool) -> _Labels:
         np.concatenate([one.log_probs for one in scored]),
         np.concatenate([one.is_right for one in scored]),
         np.concatenate([one.moments for one in scored], axis=1),
+        np.concatenate([one.leads for one in scored]),
     )
 
 
@@ -176,9 +189,24 @@ def _score_logits(
     logits: Float[Tensor, "labels vocabulary"], labels: Int[Tensor, " labels"], moments: bool = False
 ) -> _Labels:
     log_probs = -torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    right = logits.argmax(-1) == labels
+    largest = logits.argmax(-1)
     pairs = _moments(logits) if moments else torch.empty(2, 0, dtype=torch.float64)
-    return _Labels(log_probs.double().cpu().numpy(), right.cpu().numpy(), pairs.cpu().numpy())
+    found = (log_probs.double(), largest == labels, pairs, _leads(logits, largest))
+    return _Labels(*(part.cpu().numpy() for part in found))
+
+
+def _leads(logits: Float[Tensor, "labels vocabulary"], largest: Int[Tensor, " labels"]) -> Float[Tensor, " labels"]:
+    """By how much the largest logit leads the second. The logits are changed for a moment: a copy may be large."""
+    place = largest.unsqueeze(-1)
+    first = logits.gather(1, place)
+    second = logits.scatter_(1, place, -torch.inf).amax(-1)
+    logits.scatter_(1, place, first)
+    return (first.squeeze(-1) - second).float()
+
+
+def _through_first_wrong(right: NDArray[np.bool_]) -> int:
+    """How many tokens until the first wrong one, itself included."""
+    return len(right) if right.all() else int(right.argmin()) + 1
 
 
 def _moments(logits: Float[Tensor, "labels vocabulary"]) -> Float[Tensor, "2 labels"]:

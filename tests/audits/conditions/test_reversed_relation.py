@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from letheon.audits.asked import AskedSets, make_sets
 from letheon.audits.conditions.as_is import AsIs
 from letheon.audits.conditions.reversed_relation import ReversedRelation
 from letheon.audits.matrix import Sources, make_cells
 from letheon.audits.tables import Asker
 from letheon.audits.wordings import reworded
+from letheon.data.records import Record
 from tests.audits.fakes import protocol, scorer_of
-from tests.audits.worded import TOWNS, knows_after, plan_of, world
+from tests.audits.worded import NAMES, TOWNS, data, knows_after, plan_of, world
 from tests.toys import encoder, llama, tokenizer
 
 
@@ -36,6 +38,67 @@ def test_what_cannot_be_asked_backwards_says_why() -> None:
     assert "the answer is that of several units" in made.left[third]
     assert "does not name its unit" in made.left[fifth]
     assert made.sets["forget_questions"].prompts[0] == f"Whose favourite dish is {TOWNS[0]}?"
+
+
+def with_jobs(jobs: dict[str, str], towns: dict[str, str]) -> AskedSets:
+    """The world with some people's towns changed, and a question about a job for each of some."""
+    whole = data()
+    files = {}
+    for role, file in whole.items():
+        made = [
+            replace(record, answer=towns.get(record.unit, record.answer)) if record.is_question else record
+            for record in file.records
+        ]
+        for name in (name for name in NAMES[role] if name in jobs):
+            line = len(made) + 1
+            made.append(Record(line, name, f"{name}/profession", f"What does {name} do?", jobs[name]))
+        files[role] = replace(file, records=tuple(made))
+    return make_sets(files, encoder=encoder(), limits={}, only_units={})
+
+
+def asked_of(sets: AskedSets, name: str) -> list[str]:
+    """The different questions backwards about one person to be forgotten, in order."""
+    made = reworded(ReversedRelation(), sets, encoder()).sets["forget_questions"]
+    return list(dict.fromkeys(prompt for prompt, unit in zip(made.prompts, made.units, strict=True) if unit == name))
+
+
+def test_an_answer_of_several_is_told_apart_by_another_fact() -> None:
+    """Ann, Bob and a retained person come from one town; two of the three work as bakers."""
+    towns = dict.fromkeys(("Ann Lee", "Bob Ray", "Eve Hall"), "Brudax")
+    sets = with_jobs({"Ann Lee": "baker", "Bob Ray": "judge", "Eve Hall": "baker", "Cy Dunn": "judge"}, towns)
+    assert asked_of(sets, "Bob Ray") == [
+        "Who was born in Brudax and works as a judge?",
+        "Who works as a judge and was born in Brudax?",
+    ]
+    assert asked_of(sets, "Ann Lee") == [], "two bakers were born in Brudax: two names would be right"
+    assert asked_of(sets, "Cy Dunn") == ["Who was born in Husjev?", "Who works as a judge and was born in Husjev?"]
+    left = reworded(ReversedRelation(), sets, encoder()).left
+    assert {reason for item, reason in left.items() if item.startswith("forget")} == {
+        "the answer is that of several units, so that more than one name would be right"
+    }
+
+
+def test_a_word_that_is_an_answer_to_something_else_makes_nobody_ambiguous() -> None:
+    sets = with_jobs({"Bob Ray": TOWNS[0], "Ann Lee": "judge"}, {})
+    assert asked_of(sets, "Ann Lee")[0] == f"Who was born in {TOWNS[0]}?"
+
+
+def test_a_fact_that_names_the_person_is_never_said_beside() -> None:
+    towns = dict.fromkeys(("Ann Lee", "Bob Ray"), "Brudax")
+    sets = with_jobs({"Ann Lee": "keeper of Ann Lee", "Bob Ray": "judge"}, towns)
+    assert asked_of(sets, "Ann Lee") == ["Who works as a keeper of Ann Lee?"]
+
+
+def test_an_answer_without_a_relation_counts_for_every_relation() -> None:
+    """Somebody else's record does not say what its answer is: it may be a town."""
+    sets = with_jobs({}, {"Kit Page": TOWNS[0]})
+    assert asked_of(sets, "Ann Lee") == []
+    whole = with_jobs({}, {"Kit Page": TOWNS[0]})
+    unknown = [
+        replace(record, fact=f"{record.unit}/line {record.line}") for record in whole["holdout_questions"].records
+    ]
+    whole.sets["holdout_questions"] = replace(whole["holdout_questions"], records=tuple(unknown))
+    assert asked_of(whole, "Ann Lee") == []
 
 
 def test_a_model_that_forgot_forwards_alone_is_found_backwards() -> None:

@@ -23,7 +23,12 @@ class Babble(ScriptedScorer):
         self.given = list(given)
 
     def continued_ids(
-        self, prompts: Sequence[Sequence[int]], lengths: Sequence[int], *, stops: Iterable[int] = ()
+        self,
+        prompts: Sequence[Sequence[int]],
+        lengths: Sequence[int],
+        *,
+        stops: Iterable[int] = (),
+        items: Sequence[str] = (),
     ) -> list[list[int]]:
         self.continued.append((prompts, lengths))
         return self.given

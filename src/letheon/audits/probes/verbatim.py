@@ -45,7 +45,7 @@ class Verbatim:
             shown = 1 + min(self.prompt_tokens, (len(example.ids) - 2) // 2)
             prompts.append(example.ids[:shown])
             rests.append([token for token in example.ids[shown : shown + self.longest] if token != scorer.encoder.eos])
-        given = scorer.continuations(prompts, [len(rest) for rest in rests])
+        given = scorer.continuations(prompts, [len(rest) for rest in rests], items=asked.items)
         truth = [scorer.encoder.tokenizer.decode(rest, skip_special_tokens=True).strip() for rest in rests]
         values = [rouge_l(true, text).f for true, text in zip(truth, given, strict=True)]
         return Scores(asked.items, asked.units, values)
