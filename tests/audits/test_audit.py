@@ -104,13 +104,20 @@ def test_a_holdout_that_was_trained_on_is_refused_by_every_set_it_overlaps(mini:
     assert all("must never have been trained on" in problem for problem in (forget, retain))
 
 
+def told_of(found: Request) -> list[str]:
+    """Its warnings, but for the one that eight people always get."""
+    few = [warning for warning in found.warnings if "8 units, fewer than 20" in warning]
+    assert len(few) == 1
+    return [warning for warning in found.warnings if warning not in few]
+
+
 def test_a_retain_set_that_overlaps_is_told_and_may_go_on(mini: Mini, tmp_path: Path) -> None:
     lines = [mini.files[role].read_text().splitlines()[0] for role in ("forget", "retain")]
     mixed = tmp_path / "mixed.jsonl"
     mixed.write_text("\n".join(lines) + "\n")
-    (warning,) = request(mini, retain_data=mixed).warnings
+    (warning,) = told_of(request(mini, retain_data=mixed))
     assert warning.startswith("forget and retain overlap: 1")
-    assert request(mini).warnings == ()
+    assert told_of(request(mini)) == []
 
 
 def test_lines_without_a_unit_are_told(mini: Mini, tmp_path: Path) -> None:
@@ -130,13 +137,13 @@ def test_what_is_to_be_forgotten_is_no_general_knowledge(mini: Mini, tmp_path: P
 def test_general_knowledge_that_was_retained_is_told_and_said_in_the_scope(mini: Mini, tmp_path: Path) -> None:
     found = request(mini, general_data=mini.files["retain"])
     count = len(mini.data("retain").records)
-    (warning,) = found.warnings
+    (warning,) = told_of(found)
     assert warning.startswith(f"general and retain overlap: {count} records are equal")
     assert found.caveats == (f"{count} of {count} records of general knowledge stand in the retain set",)
 
 
 def test_what_is_missing_for_a_deletion_is_told_at_the_start(mini: Mini) -> None:
-    (told,) = request(mini, general_data=None, holdout_data=None).warnings
+    (told,) = told_of(request(mini, general_data=None, holdout_data=None))
     assert told.startswith("without --holdout FILE and --general FILE not all") and told.endswith("cannot be DELETED")
 
 
@@ -159,7 +166,7 @@ def test_a_reference_that_is_another_of_the_models_is_refused(
 
 def test_an_original_that_is_the_model_is_told(mini: Mini, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(mini.target, tmp_path / "copy"))
-    (told,) = request(mini, model=copy).warnings
+    (told,) = told_of(request(mini, model=copy))
     assert told.startswith(f"MODEL {copy} and original {mini.target} have the same weights: nothing was unlearned")
 
 
@@ -205,7 +212,7 @@ def test_the_forget_run_fills_in_what_is_not_given(forgotten: Path, mini: Mini) 
     assert found.run == forgotten and found.wanted.template == entry.settings["template"]
     assert {hashed_unit(unit) for unit in found.gate_units} == set(entry.notes["gate_units"])
     assert len(found.gate_units) == 5
-    used, missing = found.warnings
+    used, missing = told_of(found)
     assert used == "5 holdout units were used by the gate; the audit asks about the other 5"
     assert (
         missing == "without --general FILE not all that is required can be measured, so the verdict cannot be DELETED"

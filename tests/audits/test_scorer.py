@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,14 @@ from letheon.audits import scorer as module
 from letheon.audits.scorer import Scorer, exact_answers, refuse_broken
 from letheon.data.encode import Example
 from letheon.errors import NotMeasured
+from letheon.models import load_model
 from letheon.tiny.model import new_tiny_model, tiny_config
 from letheon.training import scoring
 from letheon.training.losses import Body
 from tests.architectures.models import ARCHITECTURES, make_model
 from tests.audits.fakes import asked, questions, scorer_of
 from tests.audits.mini import Mini
-from tests.toys import CHATML, chat_tokenizer, encoder, llama, random_examples
+from tests.toys import CHATML, chat_tokenizer, encoder, llama, random_examples, tokenizer
 
 STRANGE = {
     "do_sample": True,
@@ -327,3 +329,19 @@ def test_a_weight_that_is_no_number_is_found_where_logits_are_finite_all_the_sam
     with pytest.raises(NotMeasured, match=r"tensor model\.layers\.1\.self_attn\.q_proj\.weight of the model holds NaN"):
         refuse_broken(model.state_dict())
     refuse_broken(new_tiny_model(0, tiny_config(layers=2, width=64)).state_dict())
+
+
+def test_a_model_that_drops_out_is_asked_without_it(tmp_path: Path) -> None:
+    """A folder whose configuration asks for dropout: what is loaded is never in training mode."""
+    model = make_model("gpt2", seed=1)
+    model.config.attn_pdrop = model.config.resid_pdrop = model.config.embd_pdrop = 0.5
+    model.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    assert loaded.config.resid_pdrop == 0.5 and not any(part.training for part in loaded.modules())
+    several = asked("forget_questions", [encoder().question(f"Who is {name}?", name) for name in ("Ann", "Bob")])
+    first, second = (scorer_of(loaded).scores(several).log_probs("sum") for _ in range(2))
+    assert first.tolist() == second.tolist()
+    loaded.train()
+    dropped = scorer_of(loaded).scores(several).log_probs("sum")
+    assert dropped.tolist() == first.tolist(), "a scorer asks in evaluation mode whatever it is given"

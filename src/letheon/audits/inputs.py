@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from letheon.audits.scope import few_warning, guess_warning
 from letheon.data.overlap import overlap, renamed_units, shared_units
 from letheon.data.records import DataFile
 from letheon.errors import BadInput
@@ -95,6 +96,7 @@ def _compare(data: Mapping[str, DataFile]) -> Compared:
             f"{shared.count} of {len(data['general'].records)} records of general knowledge stand in the retain set"
         )
         warnings.append(f"{shared.sentence}. General knowledge should be what no term of the unlearning has seen")
+    warnings += [note for note in (few_warning(data["forget"]), guess_warning(data["forget"])) if note]
     if data["forget"].unit_is_line:
         warnings.append(
             f"{data['forget'].role} set: no 'unit' field, so each line counts as its own unit and the intervals may be "

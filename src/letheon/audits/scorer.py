@@ -51,6 +51,8 @@ class Scorer:
 
     def __post_init__(self) -> None:
         self.model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+        if getattr(self.model, "training", False):  # with dropout no two answers would be the same
+            self.model.eval()
 
     def forget_results(self) -> None:
         """The model has changed: nothing that was asked before holds."""
