@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from letheon.errors import BadInput, UnknownName
-from letheon.methods import load
+from letheon.methods import build
 from letheon.settings import fill
 
 _FOLDER = Path(__file__).parent / "protocols"
@@ -55,7 +55,8 @@ class Protocol:
     resamples: int
     limits: dict[str, int]
     conditions: dict[str, Any]
-    probes: list[str]
+    probes: list[Any]
+    """Names, or a name with settings."""
     required: list[Any]
     utility: list[Any]
     generated: Any
@@ -116,7 +117,7 @@ def read_protocol(name: str) -> Protocol:
 
 def _unknown(protocol: Protocol, where: str) -> list[str]:
     """Conditions and columns that are named and not there: a required cell that is never made would be passed over."""
-    columns = {name: column for probe in protocol.probes for name, column in load("probe", probe).columns.items()}
+    columns = {name: column for spec in protocol.probes for name, column in build("probe", spec).columns.items()}
     named = {column: "required" for _, column in protocol.cells}
     named |= {column: "utility" for rule in protocol.utility for column in rule.columns}
     named |= dict.fromkeys(protocol.generated.columns, "generated")
