@@ -17,6 +17,7 @@ from letheon.audits.truth_ratio import (
     harmonic_mean,
     log_ratios,
     normalised_probability,
+    right_share,
     utility_truth_ratio,
 )
 from letheon.errors import BadInput, NotMeasured
@@ -137,3 +138,11 @@ def test_harmonic_mean() -> None:
     for wrong in ([], [0.5, -0.1]):
         with pytest.raises(BadInput, match="harmonic mean"):
             harmonic_mean(wrong)
+
+
+def test_the_right_answers_share_is_that_of_probabilities_and_never_overflows() -> None:
+    right, wrong = np.log([0.3, 0.02]), [np.log([0.1, 0.4]), np.log([0.5, 0.9, 0.7])]
+    geometric, _ = log_ratios(right, wrong)
+    means = [math.sqrt(0.1 * 0.4), (0.5 * 0.9 * 0.7) ** (1 / 3)]
+    assert right_share(geometric) == pytest.approx([p / (p + w) for p, w in zip([0.3, 0.02], means, strict=True)])
+    assert right_share(np.array([-5000.0, 0.0, 5000.0])).tolist() == [1.0, 0.5, 0.0]

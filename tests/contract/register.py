@@ -36,7 +36,7 @@ def fields(kind: str, name: str) -> dict[str, Any]:
 
 @cache
 def variations(kind: str, name: str) -> tuple[dict[str, Any], ...]:
-    """The defaults, each Literal value of each setting, and each number halved and doubled where that is allowed."""
+    """The defaults, each Literal value of each setting, and each number halved and doubled where that is allowed; each once."""
     default = describe(build(kind, name))
     found = [default]
     for setting, hint in fields(kind, name).items():
@@ -46,6 +46,8 @@ def variations(kind: str, name: str) -> tuple[dict[str, Any], ...]:
             values += [number * 0.5, number * 2]
         for value in values:
             candidate = {**default, setting: value}
+            if candidate in found:
+                continue
             try:
                 build(kind, candidate)
             except BadInput:

@@ -13,6 +13,7 @@ import pytest
 
 from letheon.audits.asked import ASKS, AskedSets, make_sets
 from letheon.audits.columns import Column, Scores
+from letheon.audits.scorer import Scorer
 from letheon.data.records import DataFile
 from letheon.errors import NotMeasured
 from letheon.methods import build, load, names
@@ -25,6 +26,8 @@ NO_SIGN_OF_KNOWLEDGE = {
     "forget_truth_ratio_geometric", "forget_truth_ratio_arithmetic",
 }  # fmt: skip
 """Columns of which more than the control has convicts nobody: a protocol that requires one is refused."""
+BACKWARDS = 2
+"""The copy that is asked everything in the other order."""
 ROLES = ("forget", "retain", "holdout", "general")
 COLUMNS = [
     pytest.param(param.values[1], column, id=f"{param.id}-{column}")
@@ -52,16 +55,22 @@ def asked() -> AskedSets:
     return make_sets(files, encoder=encoder(64), limits={}, only_units={}, also=ASKS)
 
 
-def score(spec: dict[str, Any], column: str, model: Any, given: AskedSets, **settings: Any) -> Scores:
-    found: Scores = build("probe", spec).score(column, given, scorer_of(model, 64), **settings)
+@cache
+def scorer(which: str, copy: int = 0) -> Scorer:
+    """Of a model that is asked `asked()` alone, or the same backwards: what columns are made of is asked once."""
+    return scorer_of(llama(seed=3) if which == "llama" else uniform_model(), 64)
+
+
+def score(spec: dict[str, Any], column: str, given: AskedSets, by: Scorer | None = None, **settings: Any) -> Scores:
+    found: Scores = build("probe", spec).score(column, given, by or scorer_of(llama(seed=3), 64), **settings)
     return found
 
 
 @pytest.mark.parametrize(("spec", "column"), COLUMNS)
 def test_a_column_is_one_finite_number_an_item_and_the_same_twice(spec: dict[str, Any], column: str) -> None:
     kind = load("probe", spec["name"]).columns[column]
-    for model in (llama(seed=3), uniform_model()):
-        first, second = (score(spec, column, model, asked()) for _ in range(2))
+    for which in ("llama", "uniform"):
+        first, second = (score(spec, column, asked(), scorer(which, copy)) for copy in range(2))
         assert first == second
         assert len(first.items) == len(first.units) == len(first.values) == len(set(first.items)) > 0
         assert all(math.isfinite(value) for value in first.values)
@@ -74,7 +83,7 @@ def test_a_column_is_one_finite_number_an_item_and_the_same_twice(spec: dict[str
 def test_it_asks_whom_it_says(spec: dict[str, Any], column: str) -> None:
     """A forget column asks the forget set, or the role that the control is made of; a utility never does."""
     kind = load("probe", spec["name"]).columns[column]
-    found = score(spec, column, llama(), asked())
+    found = score(spec, column, asked(), scorer("llama"))
     roles = {item.split("/")[0] for item in found.items}
     if kind.about == "utility":
         assert roles <= {"retain", "general"}
@@ -84,14 +93,14 @@ def test_it_asks_whom_it_says(spec: dict[str, Any], column: str) -> None:
         strangers = {i.split("/")[0] for i, side in zip(found.items, found.member or (), strict=True) if not side}
         assert strangers == {"holdout"}
     assert roles == {"forget"}
-    control = score(spec, column, llama(), asked(), role="holdout")
+    control = score(spec, column, asked(), scorer("llama"), role="holdout")
     assert "forget" not in {item.split("/")[0] for item in control.items}
 
 
 @pytest.mark.parametrize(("spec", "column"), COLUMNS)
 def test_nothing_to_ask_is_not_measured_or_empty_and_never_a_number(spec: dict[str, Any], column: str) -> None:
     with suppress(NotMeasured):
-        assert list(score(spec, column, llama(), sets()).values) == []
+        assert list(score(spec, column, sets()).values) == []
 
 
 @pytest.mark.parametrize(("spec", "column"), COLUMNS)
@@ -101,7 +110,10 @@ def test_the_order_of_questions_does_not_matter(spec: dict[str, Any], column: st
         return replace(one, **{name: tuple(reversed(getattr(one, name))) for name in names})
 
     backwards = AskedSets({name: turned(one) for name, one in asked().sets.items()})
-    straight, other = (score(spec, column, llama(seed=3), given) for given in (asked(), backwards))
+    straight, other = (
+        score(spec, column, asked(), scorer("llama")),
+        score(spec, column, backwards, scorer("llama", BACKWARDS)),
+    )
     values = dict(zip(other.items, other.values, strict=True))
     assert [values[item] for item in straight.items] == pytest.approx(list(straight.values), rel=1e-4, abs=1e-6)
 

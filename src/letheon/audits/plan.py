@@ -78,7 +78,7 @@ def make_plan(
     allowed: dict[str, set[str]] = {}
     if "holdout" in data:
         allowed["holdout"] = {unit for unit in data["holdout"].units if unit not in gate_units}
-    probes = [build("probe", name) for name in protocol.probes]
+    probes = [build("probe", spec) for spec in protocol.probes]
     asks = {kind for probe in probes for kind in getattr(probe, "asks", ())}
     sets = make_sets(data, encoder=encoder, limits=protocol.limits, only_units=allowed, also=asks)
     holdout_units = len(allowed.get("holdout", ()))

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from letheon.errors import BadInput, UnknownName
-from letheon.methods import load
+from letheon.methods import build
 from letheon.settings import fill
 
 _FOLDER = Path(__file__).parent / "protocols"
@@ -68,7 +68,8 @@ class Protocol:
     resamples: int
     limits: dict[str, int]
     conditions: dict[str, Any]
-    probes: list[str]
+    probes: list[Any]
+    """Names, or a name with settings."""
     required: list[Any]
     utility: list[Any]
     generated: Any
@@ -145,12 +146,12 @@ def read_protocol(name: str) -> Protocol:
 
 def _unknown(protocol: Protocol, where: str) -> list[str]:
     """Conditions and columns that are named and not there: a required cell that is never made would be passed over."""
-    convicting = [*protocol.cells, *protocol.convicts]
-    columns = {name: column for probe in protocol.probes for name, column in load("probe", probe).columns.items()}
-    named = {column: "required" for _, column in convicting}
+    judging = [*protocol.cells, *protocol.convicts]
+    columns = {name: column for spec in protocol.probes for name, column in build("probe", spec).columns.items()}
+    named = {column: "required" for _, column in judging}
     named |= {column: "utility" for rule in protocol.utility for column in rule.columns}
     named |= dict.fromkeys(protocol.generated.columns, "generated")
-    conditions = {condition for condition, _ in convicting} | set(protocol.generated.conditions)
+    conditions = {condition for condition, _ in judging} | set(protocol.generated.conditions)
     return [
         *(
             f"{where}: {name!r} under {why} is no column of its probes"
@@ -164,12 +165,12 @@ def _unknown(protocol: Protocol, where: str) -> list[str]:
         ),
         *(
             f"{where}: {name!r} cannot be required: more of it than the control has is no sign of knowledge"
-            for name in dict.fromkeys(column for _, column in convicting)
+            for name in dict.fromkeys(column for _, column in judging)
             if name in columns and columns[name].about == "forget" and columns[name].better != "low"
         ),
         *(
             f"{where}: {name!r} cannot be required: utility has no control, and is compared with the original"
-            for name in dict.fromkeys(column for _, column in convicting)
+            for name in dict.fromkeys(column for _, column in judging)
             if name in columns and columns[name].about == "utility"
         ),
         *(

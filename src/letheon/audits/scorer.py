@@ -5,7 +5,7 @@ Source: this project.  Checked against: greedy generation without a cache, batch
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from letheon.audits.asked import Asked
 from letheon.audits.columns import Scores
 from letheon.audits.near_ties import MARGIN
+from letheon.audits.sampler import Sampling, sampled_ids
 from letheon.data.batches import Batch, by_length
 from letheon.data.encode import Encoder
 from letheon.errors import NotMeasured
@@ -47,6 +48,7 @@ class Scorer:
     _firsts: dict[tuple[str, tuple[int, ...]], NDArray[np.float64]] = field(default_factory=dict)
     _answers: dict[tuple[str, int], str] = field(default_factory=dict)
     _leads: dict[str, float] = field(default_factory=dict)
+    _samples: dict[tuple[str, Sampling], list[list[str]]] = field(default_factory=dict)
     _batches: dict[str, tuple[Asked, list[Batch]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -60,6 +62,7 @@ class Scorer:
         self._firsts.clear()
         self._answers.clear()
         self._leads.clear()
+        self._samples.clear()
 
     def scores(self, asked: Asked, *, moments: bool = False) -> ExampleScores:
         """Log-probabilities and arg-max of a set, by one forward pass.
@@ -140,6 +143,30 @@ class Scorer:
         self._answers.update({(asked.name, item): text for item, text in zip(missing, given, strict=True)})
         return [self._answers[asked.name, item] for item in wanted]
 
+    def samples(self, asked: Asked, sampling: Sampling) -> list[list[str]]:
+        """Answers drawn at random to each question of a set, ending as greedy ones do (see `sampler`).
+
+        Raises:
+            NotMeasured: a prompt that fills the window, or logits that are no number.
+        """
+        key = (asked.name, sampling)
+        if key not in self._samples:
+            prompts = [example.prompt_ids for example in asked.examples]
+            lengths = self._within(prompts, [len(example.answer_ids) + SPARE_TOKENS for example in asked.examples])
+            ends = {self.encoder.eos, *(example.ids[-1] for example in asked.examples)}
+            drawn = sampled_ids(self.model, prompts, lengths, sampling, ends=ends, device=self.device)
+            self._samples[key] = [self._in_words(answers, ends) for answers in drawn]
+        return self._samples[key]
+
+    def _in_words(self, answers: Sequence[tuple[int, ...]], ends: Collection[int]) -> list[str]:
+        """Without the end; what was said several times is read once."""
+        decode = self.encoder.tokenizer.decode
+        said = {
+            ids: str(decode(ids[:-1] if ids and ids[-1] in ends else ids, skip_special_tokens=True)).strip()
+            for ids in dict.fromkeys(answers)
+        }
+        return [said[ids] for ids in answers]
+
     def continuations(
         self,
         prompts: Sequence[Sequence[int]],
@@ -174,13 +201,7 @@ class Scorer:
         Raises:
             NotMeasured: a prompt that fills the window, or logits that are NaN.
         """
-        room = [self.encoder.max_length - len(prompt) for prompt in prompts]
-        if room and min(room) < 1:
-            raise NotMeasured(
-                f"a prompt of {self.encoder.max_length - min(room)} tokens leaves no room for an answer "
-                f"in a window of {self.encoder.max_length}"
-            )
-        wanted = [min(length, left) for length, left in zip(lengths, room, strict=True)]
+        wanted = self._within(prompts, lengths)
         ends = sorted({self.encoder.eos, *stops})
         continued: list[list[int]] = [[] for _ in prompts]
         for chosen in _batches([len(prompt) for prompt in prompts], wanted, window=self.encoder.max_length):
@@ -194,6 +215,16 @@ class Scorer:
                 if items:  # the token that ends it is chosen as well
                     self._note_leads([items[item]], [min(leads[: min(end + 1, len(kept))], default=float("inf"))])
         return continued
+
+    def _within(self, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[int]:
+        """Most tokens of each answer that the window leaves. Raises NotMeasured: a prompt that fills it."""
+        room = [self.encoder.max_length - len(prompt) for prompt in prompts]
+        if room and min(room) < 1:
+            raise NotMeasured(
+                f"a prompt of {self.encoder.max_length - min(room)} tokens leaves no room for an answer "
+                f"in a window of {self.encoder.max_length}"
+            )
+        return [min(length, left) for length, left in zip(lengths, room, strict=True)]
 
     def _generate(
         self, prompts: Sequence[Sequence[int]], new_tokens: int, ends: list[int], looked: _Looked

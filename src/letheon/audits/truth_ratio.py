@@ -7,6 +7,8 @@ Per item, with L = mean loss per labelled token (the end of text among them) and
 Over a set:
     forget          mean min(R, 1 / R)
     any other       mean max(0, 1 - R)
+    prob_mean       mean P(right) / (P(right) + P_wrong) = mean 1 / (1 + R_g), P_wrong the geometric mean; 1 / 2 where
+                    right and wrong are equally likely. open-unlearning's, which adds 1e-10 below the line
     utility         harmonic mean of {probability, ROUGE, truth ratio} x {retain, real authors, world facts}; or 0
     forget quality  p of the two-sided two-sample Kolmogorov-Smirnov test between the truth ratios of the model and of a
                     retrained one. It cannot fall below 2 / C(n + m, n), where the samples do not overlap at all; p of
@@ -56,6 +58,15 @@ def forget_truth_ratio(log_ratio: Numbers) -> Numbers:
 def utility_truth_ratio(log_ratio: Numbers) -> Numbers:
     """(items,) max(0, 1 - R), in [0, 1]: 1 where the wrong answers have no probability."""
     return -np.expm1(np.minimum(log_ratio, 0.0))
+
+
+def right_share(log_ratio: Numbers) -> Numbers:
+    """(items,) 1 / (1 + R), in [0, 1]: what the right answer has of its own probability and the wrong ones' mean.
+
+    >>> right_share(np.array([0.0, 800.0, -800.0])).tolist()
+    [0.5, 0.0, 1.0]
+    """
+    return np.exp(-np.logaddexp(0.0, log_ratio))
 
 
 def normalised_probability(right: Numbers, wrong: Sequence[Numbers]) -> Numbers:

@@ -1,54 +1,52 @@
-"""What `letheon audit` will need: what its probes ask is written down, then the largest of it is rehearsed.
+"""What `letheon audit` will need: what its probes ask is written down (`audit_notes`), the largest of it is rehearsed.
 
-The probes run as they are, on a scorer that notes what it is asked and answers nothing. Then the models are opened as
-an audit opens them, and asked the largest scoring batches and the largest generation batch.
+The models are opened as an audit opens them, and asked the largest scoring batches and the largest generation batch.
+An attack in steps takes two of them through the real loop. A search for a string of tokens is counted instead:
+
+    tokens a step = q (B ((n + 1) / 2 + r) + (p + n) + 3 (p + n + r))
+    q questions with p tokens to the end of the prompt and r behind it, B strings of n tokens, each read from where it
+    differs; then what they have in common, and a forward and a backward pass for the slope
 
     peak = the largest of   subject + rounding of its largest layer
                             subject + shipped model + copy of the subject's weights + what is asked
                             subject + original or reference + what is asked
 
-Source: this project.  Checked against: the measured peak of real audits, with each kind of control.
+Source: this project.  Checked against: the measured peak of real audits, with each kind of control; tokens that a real
+search reads.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from letheon.audits.asked import Asked
 from letheon.audits.attacked import Attack, walks
 from letheon.audits.attacker import Attacker, Target
 from letheon.audits.halves import parts
 from letheon.audits.plan import SHIPPED, Plan
 from letheon.audits.request import Request
-from letheon.audits.samples import MOST, most_at, said
-from letheon.audits.scorer import Scorer
-from letheon.audits.wordings import Wording
+from letheon.audits.wordings import silencing
 from letheon.data.batches import batch_tokens_on
 from letheon.data.encode import Encoder, Example
 from letheon.errors import BadInput, NotMeasured
 from letheon.lowbit.matrices import decoder_matrices
 from letheon.numerics.grids import fake_quantize
+from letheon.recipes.audit_notes import Notes
 from letheon.recipes.estimates import Estimate, Questions, ask, by_part, open_rehearsed, questions, time_of
 from letheon.recipes.rehearsal import Rehearsal, Work
-from letheon.training.losses import Body
 from letheon.training.prepare import Opened
-from letheon.training.scoring import ExampleScores
 
 
-def of_audit(request: Request, encoder: Encoder, plan: Plan) -> Estimate:
-    """Of `letheon audit`, from a checked request and its plan. What is kept from an earlier audit takes less."""
+def of_audit(request: Request, encoder: Encoder, plan: Plan, notes: Notes) -> Estimate:
+    """Of `letheon audit`, from a checked request, its plan and what it asks. What an earlier one kept takes less."""
     folders, device = request.folders, request.device
-    notes = _notes(plan, encoder)
     scored = [questions(plan.sets[name].examples, encoder, device, times=times) for name, times in notes.scored.items()]
+    scored.append(questions(notes.worded, encoder, device))
     grids = [condition.grid for condition in plan.conditions.values() if hasattr(condition, "grid")]
     with Rehearsal(device) as rehearsal:
         subject = open_rehearsed(rehearsal, folders["model"], encoder)
@@ -63,121 +61,10 @@ def of_audit(request: Request, encoder: Encoder, plan: Plan) -> Estimate:
         if "reference" in folders:
             _round(other.model, grids)
         models = 2 if "reference" in folders else 1
+        silent = silencing(plan.conditions)
         for walk in walks(plan.conditions):
-            work += _attack(walk, other, rehearsal, plan) * models
+            work += _attack(walk, other, rehearsal, plan) * (models + any(row in silent for row in walk))
     return Estimate(by_part(rehearsal), time_of(work, batch_tokens_on(device), subject.model, device))
-
-
-# --- what is asked
-
-
-@dataclass
-class _Notes:
-    """What an audit asks."""
-
-    scored: Counter[str] = field(default_factory=Counter)
-    """Set -> how often all of it is scored."""
-    generated: Counter[tuple[int, int, int]] = field(default_factory=Counter)
-    """(prompts, tokens of the longest, new tokens) of a generation batch -> how often there is one."""
-
-
-@dataclass
-class _Noting:
-    """Stands for a model that generates."""
-
-    notes: _Notes
-    generation_config: Any = None
-    config: Any = None
-    base_model_prefix: ClassVar[str] = "body"
-
-    def get_output_embeddings(self) -> None:
-        """It has no head, and no body either."""
-
-    def generate(self, *, input_ids: torch.Tensor, generation_config: Any, **_: Any) -> Any:
-        """Note the batch; the answers are tokens of no meaning."""
-        count, width = input_ids.shape
-        new = int(generation_config.max_new_tokens)
-        self.notes.generated[count, width, new] += 1
-        return np.zeros((count, width + new), dtype=np.int64)
-
-
-class _NotingScorer(Scorer):
-    """One model under one condition."""
-
-    def __init__(self, notes: _Notes, encoder: Encoder) -> None:
-        model = _Noting(notes)
-        super().__init__(model, Body(model), encoder, "cpu")
-        self.notes = notes
-        self.seen: set[str] = set()
-
-    def scores(self, asked: Asked, *, moments: bool = False) -> ExampleScores:
-        """Note the set, once; the scores are zeros."""
-        self._note(asked)
-        zeros = [np.zeros(len(example.answer_ids)) for example in asked.examples]
-        pairs = [np.zeros((2, len(values))) for values in zeros]
-        return ExampleScores(zeros, [values > 0 for values in zeros], pairs)
-
-    def first_log_probs(self, asked: Asked, tokens: Sequence[int]) -> NDArray[np.float64]:
-        """Note the set; zeros."""
-        self._note(asked)
-        return np.zeros((len(asked), len(tokens)))
-
-    def gradient_norms(self, asked: Asked) -> NDArray[np.float64]:
-        """Note the set three times over: a backward pass is two forward ones. Its memory is not noted."""
-        self.notes.scored[asked.name] += 3
-        return np.zeros(len(asked))
-
-    def _note(self, asked: Asked) -> None:
-        if asked.name not in self.seen:
-            self.seen.add(asked.name)
-            self.notes.scored[asked.name] += 1
-
-
-def _notes(plan: Plan, encoder: Encoder) -> _Notes:
-    """Everything that the subject, its control and the original are asked."""
-    notes = _Notes()
-    for name, condition in plan.conditions.items():
-        scorer = _NotingScorer(notes, encoder)
-        if isinstance(condition, Wording) or (isinstance(condition, Attack) and condition.folds):
-            # Each part is asked once, which is everything about the forget set; of the control as well. What other
-            # words are longer is not counted.
-            roles = ["forget", "forget" if plan.control.kind == "reference" else plan.control.kind]
-            for role in roles:
-                _ask_row(plan, _NotingScorer(notes, encoder), name, role=role, about=("forget",))
-            continue
-        _ask_row(plan, scorer, name)
-        if plan.control.kind != "reference":
-            _ask_row(plan, scorer, name, role=plan.control.kind)
-        elif name != SHIPPED:
-            _ask_row(plan, _NotingScorer(notes, encoder), name)
-        if most := most_at(name, plan.generated):
-            _sample(plan, scorer, name, most)
-    original = _NotingScorer(notes, encoder)
-    _ask_row(plan, original, "as_is")
-    _sample(plan, original, "as_is", MOST)
-    return notes
-
-
-def _ask_row(
-    plan: Plan,
-    scorer: Scorer,
-    condition: str,
-    *,
-    role: str = "forget",
-    about: Sequence[str] = ("forget", "membership", "utility"),
-) -> None:
-    """All columns of a condition, as the audit's tables ask for them."""
-    for column, kind in plan.columns.items():
-        if not plan.is_made(column, condition) or kind.about not in about or (role != "forget" != kind.about):
-            continue
-        asked_of = {} if kind.about == "membership" else {"role": role}
-        with suppress(NotMeasured):
-            plan.probe_of[column].score(column, plan.sets, scorer, **asked_of)
-
-
-def _sample(plan: Plan, scorer: Scorer, condition: str, most: int) -> None:
-    with suppress(NotMeasured):
-        said(plan.sets, scorer, role="", condition=condition, hashed=str, most=most)
 
 
 # --- what that takes
@@ -193,7 +80,7 @@ def _round(model: Any, grids: list[Any]) -> None:
                 fake_quantize(largest.contiguous(), grid)
 
 
-def _ask(opened: Opened, rehearsal: Rehearsal, scored: list[Questions], notes: _Notes) -> Work:
+def _ask(opened: Opened, rehearsal: Rehearsal, scored: list[Questions], notes: Notes) -> Work:
     work = ask(opened, rehearsal, scored)
     if not notes.generated:
         return work
@@ -222,8 +109,11 @@ def _attack(walk: Mapping[str, Any], opened: Opened, rehearsal: Rehearsal, plan:
     attack: Any = next(iter(walk.values()))
     if not isinstance(attack, Attack) or attack.along != "steps":
         return Work()
+    most = max(int(condition.steps[0]) for condition in walk.values())
     with suppress(NotMeasured):
         attacker = parts(plan.sets, attack.folds)[0].attacker
+        if is_search(attack):
+            return _per_token(opened, rehearsal, attacker) * (most * attack.folds * tokens_a_step(attack, attacker))
         before = [parameter.detach().clone() for parameter in opened.model.parameters()]
         rehearsal.bytes.label("weights", before)
         rehearsal.start_counting()
@@ -232,9 +122,31 @@ def _attack(walk: Mapping[str, Any], opened: Opened, rehearsal: Rehearsal, plan:
         target = Target(opened.model, opened.body, opened.encoder, opened.device)
         shorter.walk(target, _with_longest(attacker), _go_on)
         del before
-        most = max(int(condition.steps[0]) for condition in walk.values())
         return rehearsal.work * (most * max(attack.folds, 1) / 2)  # two steps were rehearsed
     return Work()
+
+
+def is_search(attack: Any) -> bool:
+    """Whether an attack looks at so many `candidates` of so many `tokens` for so many `questions` in each step."""
+    return all(isinstance(getattr(attack, name, None), int) for name in ("candidates", "tokens", "questions"))
+
+
+def tokens_a_step(attack: Any, attacker: Attacker) -> float:
+    """Tokens that a search reads in a step, a backward pass counted as two forward ones."""
+    lengths = [(len(one.prompt_ids), len(one.ids) - 1 - len(one.prompt_ids)) for one in attacker.learned]
+    prompt, answer = (sum(each) / len(lengths) for each in zip(*lengths, strict=True))
+    n, whole = attack.tokens, prompt + attack.tokens + answer
+    behind = answer + (prompt if getattr(attack, "place", "suffix") == "prefix" else 0)
+    shared = whole - behind
+    read = attack.candidates * ((n + 1) / 2 + behind)
+    return float(min(attack.questions, len(lengths)) * (read + shared + 3 * whole))
+
+
+@torch.no_grad()
+def _per_token(opened: Opened, rehearsal: Rehearsal, attacker: Attacker) -> Work:
+    """Of what an attacker reads, in one of the batches that an audit reads."""
+    batch = questions(attacker.learned, opened.encoder, opened.device).batches[-1]
+    return ask(opened, rehearsal, [Questions([batch], 1.0)]) * (1 / batch.ids.numel())
 
 
 def _with_longest(attacker: Attacker) -> Attacker:

@@ -186,12 +186,15 @@ def _quantize(settings: dict[str, Any]) -> Checked:
 def _audit(settings: dict[str, Any]) -> Checked:
     from letheon.audits import audit
     from letheon.recipes.audit_estimates import of_audit
+    from letheon.recipes.audit_notes import notes_of, unmeasured
 
     request = audit.check_request(settings)
     _check_out(request.run)
     encoder, plan = audit.prepare(request)
-    warnings = (*request.warnings, *plan.warnings)
-    return Checked(request.device, warnings, lambda: of_audit(request, encoder, plan), tuple(request.also.values()))
+    notes = notes_of(plan, encoder)
+    warnings = (*request.warnings, *plan.warnings, *unmeasured(notes, plan, list(request.protocol.cells)))
+    methods = tuple(request.also.values())
+    return Checked(request.device, warnings, lambda: of_audit(request, encoder, plan, notes), methods)
 
 
 def _benchmark(settings: dict[str, Any]) -> Checked:

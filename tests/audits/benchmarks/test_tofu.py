@@ -78,17 +78,21 @@ class Slow:
             text = (folder / f"{stem}_perturbed.json").read_text()
             rows = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines()]
             probs, recalls, ratios = [], [], {"geometric": [], "arithmetic": []}  # type: ignore[var-annotated]
+            shares: list[float] = []
             for row in rows:
                 p = math.exp(-self.loss(row["question"], row["answer"]))
                 wrong = [self.loss(row["question"], one) for one in row["perturbed_answer"]]
                 right = self.loss(row["question"], row.get("paraphrased_answer", row["answer"]))
                 is_general = "paraphrased_answer" not in row
                 probs.append(p / (p + sum(math.exp(-one) for one in wrong)) if is_general else p)
+                good, bad = math.exp(-right), math.prod(math.exp(-one) for one in wrong) ** (1 / len(wrong))
+                shares.append(good / (good + bad))
                 ratios["geometric"].append(math.exp(right - mean(wrong)))
                 ratios["arithmetic"].append(mean(math.exp(-one) for one in wrong) / math.exp(-right))
                 recalls.append(rouge.score(row["answer"], self.answer(row["question"], total))["rougeL"].recall)
             found[f"{name}.probability" + ("_normalised" if is_general else "")] = mean(probs)
             found[f"{name}.rougeL_recall.stem"] = mean(recalls)
+            found[f"{name}.prob_mean.truth_ratio_geometric"] = mean(shares)
             for variant, each in ratios.items():
                 truth = mean(min(r, 1 / r) if name == "forget" else max(0, 1 - r) for r in each)
                 found[f"{name}.truth_ratio_{variant}"] = truth
@@ -144,6 +148,7 @@ def test_a_uniform_model_knows_nothing(tmp_path: Path) -> None:
         assert found[f"retain.truth_ratio_{variant}"].value == pytest.approx(0, abs=1e-6)
         assert found[f"model_utility.truth_ratio_{variant}"].value == pytest.approx(0, abs=1e-5)
     assert found["world_facts.probability_normalised"].value == pytest.approx(0.25, rel=1e-5)
+    assert found["forget.prob_mean.truth_ratio_geometric"].value == pytest.approx(0.5, abs=1e-6)
 
 
 def test_forget_quality_against_itself_is_one_and_against_another_is_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
                    by the sum over the right and the wrong answers
     ROUGE-L        recall of the greedy answer, with stemmer
     truth ratio    wrong over right answers, geometric (R_g: leaderboard, open-unlearning) and arithmetic (R_a: paper)
+    prob_mean      1 / (1 + R_g): open-unlearning's other aggregate of the truth ratio
     model utility  harmonic mean of the three over retain, real authors, world facts; 0 if any of the nine is 0
     forget quality Kolmogorov-Smirnov p of the forget set's truth ratios against a retrained model's (--reference)
 The first `limit` items of a set are asked, as the published code does. An author is 20 questions in a row; intervals
@@ -46,6 +47,7 @@ from letheon.audits.truth_ratio import (
     harmonic_mean,
     log_ratios,
     normalised_probability,
+    right_share,
     utility_truth_ratio,
 )
 from letheon.data.encode import Encoder, Example
@@ -185,6 +187,7 @@ class Tofu:
                 found.append(figure)
             for variant in ("geometric", "arithmetic"):
                 found.append(_truth_figure(name, variant, table, how))
+            found.append(_prob_mean(name, table, how))
         found += [_utility(tables, variant, how) for variant in ("geometric", "arithmetic")]
         for variant in ("geometric", "arithmetic"):
             found += self._forget_quality(variant, tables["forget"], reference)
@@ -268,6 +271,20 @@ def _truth_figure(name: str, variant: str, table: Table, how: Resampling) -> Fig
         return mean_figure(figure, table, values, how, better="reference", note="mean min(R, 1/R)", is_rate=False)
     values = utility_truth_ratio(log_ratio)
     return mean_figure(figure, table, values, how, better="high", note="mean max(0, 1 - R)", is_rate=False)
+
+
+def _prob_mean(name: str, table: Table, how: Resampling) -> Figure:
+    values = right_share(table.column("log_truth_ratio.geometric"))
+    better: Better = "reference" if name == "forget" else "high"
+    return mean_figure(
+        f"{name}.prob_mean.truth_ratio_geometric",
+        table,
+        values,
+        how,
+        better=better,
+        note="mean 1 / (1 + R)",
+        is_rate=False,
+    )
 
 
 def _probability(name: str) -> str:
