@@ -23,7 +23,7 @@ from letheon.audits.verify import verify
 from letheon.data.records import DataFile
 from letheon.methods import names
 from letheon.models import inspect_model
-from letheon.recipes.audit_estimates import _notes
+from letheon.recipes.audit_notes import notes_of
 from letheon.reports.page import report
 from tests.audits.conftest import QUICKLY
 from tests.audits.mini import Mini
@@ -172,7 +172,7 @@ def test_a_reference_is_asked_the_same_items(mini: Mini, tmp_path: Path, monkeyp
 
 def test_what_an_audit_with_every_probe_takes_can_be_told_before(mini: Mini, plan: Plan) -> None:
     """The rehearsal asks what the audit asks: every set that is passed through the model, once a condition and model."""
-    notes = _notes(plan, mini.encoder)
+    notes = notes_of(plan, mini.encoder)
     for name in ("forget_texts", "forget_answers", "forget_lower_case", "holdout_texts", "retain_answers"):
         assert notes.scored[name] >= 1, name
     # A backward pass is two forward ones, for each of two rounded models and the original.

@@ -208,5 +208,6 @@ def not_measured() -> dict[str, str]:
     return {
         **found,
         "probe knowledge": f"{NEEDS_WEIGHTS} (exact tokens and probabilities; answers in words are asked above)",
+        "probe sampling": f"{NEEDS_WEIGHTS} (draws that can be made again; sampled answers in words are asked above)",
         "probe utility": f"{NEEDS_WEIGHTS} (exact tokens and perplexity; answers in words are asked above)",
     }
