@@ -119,6 +119,16 @@ def test_a_string_is_gone_on_from_once() -> None:
     assert first not in kept and 1 < len(kept) <= 16, "all that were looked at, and not the one they come from"
 
 
+def test_a_text_that_some_question_does_not_take_is_gone_on_from_and_never_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    search = search_of(BRIEF)
+    first = search.best
+    monkeypatch.setattr(search.strings, "can_be_typed", lambda tokens: False)
+    search._keep(-1.0, (2, 3))
+    assert search.kept[0] == (-1.0, (2, 3)) and search.best == first
+
+
 def test_no_distance_between_a_model_and_itself_behind_nothing_or_behind_what_it_cannot_see() -> None:
     model = llama(layers=3, seed=1)
     search = search_of(replace(BRIEF, tokens=4), model, model)
