@@ -16,8 +16,9 @@ import torch
 from measuring import spread, write
 
 from letheon.audits.attacker import Target
-from letheon.audits.conditions.gcg import Gcg, Search
+from letheon.audits.conditions.gcg import Gcg
 from letheon.audits.string_losses import StringLosses
+from letheon.audits.string_search import Search
 from letheon.audits.strings import Strings
 from letheon.data.encode import Encoder
 from letheon.tiny.model import new_tiny_model, tiny_config
@@ -62,9 +63,8 @@ def measured(place: Any, told: str, *, given: argparse.Namespace) -> dict[str, A
     steps: list[float] = []
     apart = 0.0
     for number in range(given.pairs + 1):
-        current = torch.tensor(search.kept[0][1])
-        _, slope = ways[True].gradient(current, strings.allowed)
-        near = search._near(current, slope)
+        current = search.kept[0][1]
+        near = settings.near(search, current)
         found: dict[bool, Any] = {}
         for shares in (True, False) if number % 2 else (False, True):
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from letheon.audits.attacker import Attacker
 from letheon.audits.rewording import Beside, reworded
+from letheon.audits.wordings import Question, Words
+from letheon.audits.wordings import reworded as as_wording
+from letheon.data.encode import Encoder
 from letheon.errors import NotMeasured
 from tests.audits.fakes import asked, questions, sets
+from tests.audits.worded import world
 from tests.toys import encoder, random_examples
 
 PAIRS = [("Who is Ann?", "a baker"), ("Where does Bo live?", "Oslo")]
@@ -44,3 +49,20 @@ def test_words_for_which_there_is_no_room_are_not_measured() -> None:
     held = sets(questions("forget_questions", PAIRS))
     with pytest.raises(NotMeasured, match="no room for a question of forget_questions in a window of 12 tokens"):
         reworded(held, Beside("please " * 5, "prefix"), encoder(window=12))
+
+
+class _Politely:
+    """A wording that says what the string says."""
+
+    along, folds = "", 0
+
+    def asked(self, question: Question, attacker: Attacker, coder: Encoder) -> Words:
+        return Words(Beside("please", "suffix")(question.prompt))
+
+
+def test_an_attacks_words_and_a_wordings_are_put_in_the_same_way() -> None:
+    whole = world(encoder(256))
+    by_attack = reworded(whole, Beside("please", "suffix"), encoder(256))
+    by_wording = as_wording(_Politely(), whole, encoder(256)).sets
+    for name in ("forget_questions", "forget_held_out", "holdout_questions"):
+        assert by_attack[name] == by_wording[name] and len(by_attack[name])

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from letheon.audits.attacker import Target
-from letheon.audits.string_losses import StringLosses, slope_by_token
+from letheon.audits.string_losses import StateLosses, StringLosses, WeightedLosses
+from letheon.audits.string_reads import slope_by_token
 from letheon.audits.strings import Slot
 from letheon.errors import NotMeasured
+from letheon.training.activations import caught
 from letheon.training.losses import Body
 from tests.architectures.models import ARCHITECTURES, make_model
 from tests.audits.fakes import target_of
@@ -52,7 +54,7 @@ def test_padding_stands_in_the_window_of_a_model_that_numbers_its_places() -> No
 def test_batches_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     losses, strings = StringLosses(target_of(llama(seed=3)), SLOTS), near(STRING, 9, 700)
     whole = losses.of(strings, STRING)
-    monkeypatch.setattr("letheon.audits.string_losses.batch_tokens_on", lambda device: 1)
+    monkeypatch.setattr("letheon.audits.string_reads.batch_tokens_on", lambda device: 1)
     monkeypatch.setattr("letheon.audits.string_losses.LOGITS_AT_ONCE", 1000)
     assert losses.of(strings, STRING) == pytest.approx(whole, abs=2e-6)
 
@@ -126,3 +128,85 @@ def test_nan_is_not_measured(shares: bool) -> None:
         losses.of(STRING.unsqueeze(0), STRING)
     with pytest.raises(NotMeasured, match="not finite"):
         losses.gradient(STRING, torch.arange(20))
+
+
+OF_ANY_LENGTH = [(300, 301, 302, 303, 304), (300, 301, 302, 303), (301, 302, 303, 304), (300, 301, 302, 303, 304, 305, 306), (300, 7, 301, 302, 303, 304), (9,), (300, 301, 302, 8, 304)]  # fmt: skip
+
+
+def states_of(model: Any, layer: int) -> StateLosses:
+    """Of states that are nobody's, at two to four tokens of each question."""
+    random = torch.Generator().manual_seed(4)
+    wanted = [
+        torch.randn(min(len(slot.after) - 1, count), 32, generator=random)
+        for slot, count in zip(SLOTS, (3, 2, 2, 4), strict=True)
+    ]
+    return StateLosses(target_of(model), SLOTS, wanted, layer)
+
+
+@pytest.mark.parametrize("kind", ["answers", "states"])
+def test_strings_of_different_lengths_score_as_they_do_one_by_one(kind: str) -> None:
+    model = llama(seed=3)
+    losses: Any = StringLosses(target_of(model), SLOTS) if kind == "answers" else states_of(model, 0)
+    alone = [float(losses.of([string])[0]) for string in OF_ANY_LENGTH]
+    for near in (None, OF_ANY_LENGTH[0], OF_ANY_LENGTH[1], (5,)):
+        assert losses.of(OF_ANY_LENGTH, near).tolist() == pytest.approx(alone, abs=1e-5)
+    assert len({round(one, 6) for one in alone}) == len(alone)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_distances_of_states_are_those_of_a_slow_sum(layer: int) -> None:
+    model = llama(seed=3)
+    losses = states_of(model, layer)
+    found = losses.of(OF_ANY_LENGTH, OF_ANY_LENGTH[0])
+    for string, value in zip(OF_ANY_LENGTH, found.tolist(), strict=True):
+        apart = 0.0
+        for slot, wanted in zip(SLOTS, losses.wanted, strict=True):
+            ids = [*slot.before, *string, *slot.after]
+            with caught(model, [layer]) as hidden, torch.no_grad():
+                model(input_ids=torch.tensor([ids]))
+            apart += float((hidden[layer][0, -1 - len(wanted) : -1] - wanted).double().square().sum())
+        assert value == pytest.approx(apart / sum(float(one.square().sum()) for one in losses.wanted), rel=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_shared_beginning_changes_no_distance(architecture: str) -> None:
+    model = make_model(architecture)
+    width = model.get_input_embeddings().weight.shape[1]
+    wanted = [torch.ones(2, width) for _ in SLOTS]
+    losses = StateLosses(target_of(model), SLOTS, wanted, 0)
+    assert losses.of(OF_ANY_LENGTH, OF_ANY_LENGTH[0]) == pytest.approx(losses.of(OF_ANY_LENGTH), rel=1e-5)
+
+
+def test_the_slope_of_a_distance_and_of_a_sum_is_that_of_central_differences() -> None:
+    model = gpt2_double(seed=2)
+    target = Target(model, Body(model), encoder(), "cpu")
+    slots = (Slot((4, 9), (11, 2, 3), 1), Slot((6,), (7, 5), 0))
+    wanted = [torch.ones(2, 8).double(), torch.full((1, 8), -0.5).double()]
+    string, tokens = torch.tensor([12, 13, 14]), torch.arange(23)
+    distance, answers = StateLosses(target, slots, wanted, 0), StringLosses(target, slots)
+    loss, slope = distance.gradient(string, tokens)
+    table = model.get_input_embeddings().weight.detach()
+
+    def at(one_hot: Any) -> float:
+        apart = 0.0
+        for slot, there in zip(slots, wanted, strict=True):
+            read = table[torch.tensor([*slot.before, *string.tolist(), *slot.after])].clone()
+            read[len(slot.before) : len(slot.before) + 3] = one_hot @ table
+            with caught(model, [0]) as hidden, torch.no_grad():
+                model(inputs_embeds=read.unsqueeze(0))
+            apart += float((hidden[0][0, -1 - len(there) : -1] - there).square().sum())
+        return apart / sum(float(one.square().sum()) for one in wanted)
+
+    here = torch.nn.functional.one_hot(string, 23).double()
+    assert loss == pytest.approx(at(here), abs=1e-12)
+    for place in range(3):
+        for token in range(23):
+            step = torch.zeros_like(here)
+            step[place, token] = 1e-5
+            assert float(slope[place, token]) == pytest.approx((at(here + step) - at(here - step)) / 2e-5, abs=1e-7)
+    both = WeightedLosses([(2.0, distance), (0.5, answers)])
+    value, together = both.gradient(string, tokens)
+    other, of_answers = answers.gradient(string, tokens)
+    assert value == pytest.approx(2 * loss + other / 2) and torch.allclose(together, 2 * slope + of_answers / 2)
+    strings = [(12, 13, 14), (3, 4)]
+    assert torch.allclose(both.of(strings), 2 * distance.of(strings) + answers.of(strings) / 2)

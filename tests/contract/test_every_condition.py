@@ -137,6 +137,9 @@ def briefly(spec: dict[str, Any]) -> Any:
         return replace(attack, length=16)
     if spec["name"] == "gcg":
         attack = replace(attack, candidates=max(attack.candidates // 8, 1), questions=attack.questions // 4)
+    if spec["name"] == "gcg_enhanced":
+        few = {name: max(getattr(attack, name) // 8, 2) for name in ("tokens", "spare", "questions")}
+        return replace(attack, steps=(1, 4), **few)
     return replace(attack, steps=(1, 3)) if attack.along == "steps" else attack
 
 

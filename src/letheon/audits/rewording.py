@@ -1,8 +1,9 @@
 """The same questions in other words: what stands before or behind each prompt is written there by an attacker.
 
 An attack that finds words gives `then` a `Rewording`, a function of a prompt and of nothing else, and everything that
-is asked next is asked in its words: prompt and answer are encoded anew, as anybody would type them. So the tokens that
-are scored are those of the text, whatever tokens the attack had in mind. Running texts have no prompt: not asked.
+is asked next is asked in its words, put as a wording's are (see `wordings`): prompt and answer are encoded anew, so the
+tokens that are scored are those of the text, whatever tokens the attack had in mind. Running texts have no prompt, and
+are not asked.
 
 Source: this project.  Checked against: the encoder on the longer prompt, no words = the same questions, a full window.
 """
@@ -10,10 +11,11 @@ Source: this project.  Checked against: the encoder on the longer prompt, no wor
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from letheon.audits.asked import Asked, AskedSets
+from letheon.audits.wordings import Put, Words, each_put, encoded, in_other_words
 from letheon.data.encode import Encoder
 from letheon.errors import NotMeasured
 
@@ -44,7 +46,7 @@ def reworded(sets: AskedSets, rewording: Rewording, encoder: Encoder) -> AskedSe
     """The questions of all sets in other words; the texts left out.
 
     Raises:
-        NotMeasured: a question that fitted into the context window and does not in its new words.
+        NotMeasured: a question that does not fit into the context window in its new words.
     """
     return AskedSets(
         {name: _in_words(one, rewording, encoder) for name, one in sets.sets.items() if not name.endswith("_texts")}
@@ -52,12 +54,14 @@ def reworded(sets: AskedSets, rewording: Rewording, encoder: Encoder) -> AskedSe
 
 
 def _in_words(asked: Asked, rewording: Rewording, encoder: Encoder) -> Asked:
-    prompts = tuple(map(rewording, asked.prompts))
-    examples = tuple(encoder.question(prompt, answer) for prompt, answer in zip(prompts, asked.answers, strict=True))
-    for before, now in zip(asked.examples, examples, strict=True):
-        if now.cut > before.cut:
-            raise NotMeasured(
-                f"the attacker's words leave no room for a question of {asked.name} in a window of "
-                f"{encoder.max_length} tokens: {now.cut - before.cut} of them would be cut away"
-            )
-    return replace(asked, prompts=prompts, examples=examples)
+    def one(at: int) -> Put:
+        return encoded(Words(rewording(asked.prompts[at])), asked.answers[at], encoder)
+
+    put, left = each_put(asked, one)
+    if left:  # one string for everybody: a row without some of them would be another one
+        item, reason = next(iter(left.items()))
+        raise NotMeasured(
+            f"the attacker's words leave no room for a question of {asked.name} in a window of "
+            f"{encoder.max_length} tokens ({len(left)} of {len(asked)}, {item} the first: {reason})"
+        )
+    return in_other_words(asked, put)

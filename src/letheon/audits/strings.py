@@ -18,13 +18,16 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from letheon.audits.attacker import Attacker, Solved
 from letheon.audits.rewording import Beside, Place
 from letheon.data.encode import Encoder, Example
+from letheon.data.sampling import sample
 from letheon.errors import NotMeasured
 
 Tokens = tuple[int, ...]
 _MARKER = "qzqz"
 _TRIES = 2000
+_DRAWS = 8
 
 
 @dataclass(frozen=True)
@@ -86,19 +89,29 @@ class Strings:
             for slot, (prompt, answer) in zip(self.slots, self.wordings, strict=True)
         )
 
-    def surviving(self, candidates: Int[Tensor, "candidates n"]) -> Bool[Tensor, " candidates"]:
+    def surviving(self, candidates: Sequence[Tokens] | Int[Tensor, "candidates n"]) -> Bool[Tensor, " candidates"]:
         """Which of the strings can be typed into the first question: all are looked at in one go."""
         slot, (prompt, _) = self.slots[0], self.wordings[0]
         shown = slot.after[: slot.rest]
-        texts = self.encoder.tokenizer.batch_decode(candidates.tolist(), clean_up_tokenization_spaces=False)
+        rows = [list(map(int, tokens)) for tokens in candidates]
+        texts = self.encoder.tokenizer.batch_decode(rows, clean_up_tokenization_spaces=False)
         typed = [Beside(text, self.place)(prompt) for text in texts]
         return torch.tensor(
             [
                 tuple(found) == (*slot.before, *tokens, *shown)
-                for found, tokens in zip(self._prompt_ids(typed), candidates.tolist(), strict=True)
+                for found, tokens in zip(self._prompt_ids(typed), rows, strict=True)
             ],
             dtype=torch.bool,
         )
+
+    def varied(self, *, seed: int) -> Tokens:
+        """A string of as many tokens drawn one by one, each the first of eight draws with which it can be typed."""
+        random, string = torch.Generator().manual_seed(seed), self.first
+        for place in range(len(string)):
+            drawn = self.allowed[torch.randint(len(self.allowed), (_DRAWS,), generator=random)].tolist()
+            near = [(*string[:place], token, *string[place + 1 :]) for token in drawn]
+            string = next((one for one in near if self.can_be_typed(one)), string)
+        return string
 
     # --- inside
 
@@ -141,3 +154,28 @@ class Strings:
             return None
         end = found + len(tokens)
         return Slot(example.ids[:found], example.ids[end:], example.labelled_from - end)
+
+
+def learned_questions(
+    attacker: Attacker, encoder: Encoder, *, room: int, count: int, seed: int
+) -> list[tuple[str, str]]:
+    """The questions of V that a string is for, (prompt, answer): one of each unit first.
+
+    Args:
+        room: tokens that must fit beside each of them.
+        count: most questions.
+        seed: of the draw.
+    Raises:
+        NotMeasured: no question leaves room.
+    """
+
+    def fits(one: Solved) -> bool:
+        example = encoder.question(one.prompt, one.answer)
+        # One more than the string: a space may be a token.
+        return not example.cut and len(example.ids) + room < encoder.max_length
+
+    asked = [one for one in attacker.solved("learned") if fits(one)]
+    if not asked:
+        raise NotMeasured(f"no learned question leaves room for {room} tokens in a window of {encoder.max_length}")
+    places = sample([one.unit for one in asked], [f"{seed}/{number}" for number in range(len(asked))], count)
+    return [(asked[place].prompt, asked[place].answer) for place in places]

@@ -18,14 +18,14 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from letheon.audits.asked import Asked, AskedSets
 from letheon.audits.attacker import Attacker
 from letheon.audits.control import standing_alone
-from letheon.audits.halves import parts
+from letheon.audits.halves import Half, parts
 from letheon.data.encode import Encoder, Example, Turn
 from letheon.errors import BadInput, NotMeasured
 
@@ -107,7 +107,8 @@ class Wording(Protocol):
 def silencing(conditions: Mapping[str, Any]) -> dict[str, Any]:
     """Those that may keep a model which knows from answering, so that the original has to be asked under them as well.
 
-    Every wording, and what says so of itself (`may_silence`): strange words before a question.
+    Every wording, and what says so of itself (`may_silence`): strange words before a question. A string is searched
+    for the original anew: that it answers behind its own does not show that it would behind one found for another.
     """
     return {
         name: condition
@@ -151,23 +152,41 @@ def reworded(wording: Wording, sets: AskedSets, encoder: Encoder, *, roles: Coll
         AskedOfNobody: a wording has reached for what is asked of the model.
     """
     facts = _Facts(sets)
-    put: dict[str, tuple[Example, str, str]] = {}
+    put: dict[str, Put] = {}
     left: dict[str, str] = {}
     for part in parts(sets, wording.folds):
         for role in roles:
             for kind in KINDS:
                 asked = part.sets[f"{role}_{kind}"]
-                for at, item in enumerate(asked.items):
-                    try:
-                        words = wording.asked(facts.question(asked, at, role), part.attacker, encoder)
-                        put[item] = facts.put(words, asked, at, encoder)
-                    except NotMeasured as reason:
-                        left[item] = str(reason)
+
+                def one(at: int, asked: Asked = asked, part: Half = part, role: str = role) -> Put:
+                    words = wording.asked(facts.question(asked, at, role), part.attacker, encoder)
+                    return facts.put(words, asked, at, encoder)
+
+                found, why = each_put(asked, one)
+                put, left = put | found, left | why
     names = [f"{role}_{kind}" for role in roles for kind in KINDS]
-    return Reworded(AskedSets({name: _in_words(sets[name], put) for name in names if len(sets[name])}), left)
+    return Reworded(AskedSets({name: in_other_words(sets[name], put) for name in names if len(sets[name])}), left)
 
 
-def _in_words(asked: Asked, put: Mapping[str, tuple[Example, str, str]]) -> Asked:
+Put = tuple[Example, str, str]
+"""(tokens, prompt, what is scored)."""
+
+
+def each_put(asked: Asked, put: Callable[[int], Put]) -> tuple[dict[str, Put], dict[str, str]]:
+    """Item -> how it is put, and item -> why it cannot be; `put` is told the item's position."""
+    found: dict[str, Put] = {}
+    left: dict[str, str] = {}
+    for at, item in enumerate(asked.items):
+        try:
+            found[item] = put(at)
+        except NotMeasured as reason:
+            left[item] = str(reason)
+    return found, left
+
+
+def in_other_words(asked: Asked, put: Mapping[str, Put]) -> Asked:
+    """The items that are put in other words, in their order."""
     kept = [at for at, item in enumerate(asked.items) if item in put]
     found = [put[asked.items[at]] for at in kept]
     return replace(
@@ -176,6 +195,27 @@ def _in_words(asked: Asked, put: Mapping[str, tuple[Example, str, str]]) -> Aske
         prompts=tuple(prompt for _, prompt, _ in found),
         answers=tuple(answer for _, _, answer in found),
     )
+
+
+def encoded(words: Words, answer: str, encoder: Encoder) -> Put:
+    """A question in its words, encoded anew as anybody would type it, and nothing of it cut.
+
+    Raises:
+        NotMeasured: no room in the context window, or an answer that is shown to its end.
+    """
+    try:
+        example = encoder.dialogue(words.prompt, answer, earlier=words.earlier, begun=words.begun)
+    except BadInput as error:
+        raise NotMeasured(str(error)) from error
+    if len(example.ids) > encoder.max_length:
+        raise NotMeasured(f"does not fit into the context window of {encoder.max_length} tokens in these words")
+    if not words.given:
+        return example, words.prompt, answer
+    if words.given >= len(example.answer_ids) - 1:  # its last is the end of text
+        raise NotMeasured(f"the answer has no more than {words.given} tokens")
+    example = Example(example.ids, example.labelled_from + words.given)
+    rest = encoder.tokenizer.decode(example.answer_ids[:-1], skip_special_tokens=True).strip()
+    return example, words.prompt, rest
 
 
 class _Facts:
@@ -237,26 +277,14 @@ class _Facts:
         beside = self._beside(unit, name, (relation_of(fact), asked.answers[at])) if relation_of(fact) else ()
         return Question(asked.items[at], unit, fact, asked.prompts[at], name, tuple(allowed), bool(texts), beside)
 
-    def put(self, words: Words, asked: Asked, at: int, encoder: Encoder) -> tuple[Example, str, str]:
-        """(tokens, prompt, what is scored). Raises NotMeasured: no wrong answers, an answer of several, no room."""
+    def put(self, words: Words, asked: Asked, at: int, encoder: Encoder) -> Put:
+        """An item in its words. Raises NotMeasured: no wrong answers, an answer of several, no room."""
         prompt, answer = words.prompt, asked.answers[at]
         if words.shows == "choices":
             prompt = prompt.replace("{choices}", self._choices(asked, at))
         elif words.shows == "answer":
             prompt, answer = prompt.replace("{answer}", answer), self._only_owner(asked, at, words.beside)
-        try:
-            example = encoder.dialogue(prompt, answer, earlier=words.earlier, begun=words.begun)
-        except BadInput as error:
-            raise NotMeasured(str(error)) from error
-        if len(example.ids) > encoder.max_length:
-            raise NotMeasured(f"does not fit into the context window of {encoder.max_length} tokens in these words")
-        if not words.given:
-            return example, prompt, answer
-        if words.given >= len(example.answer_ids) - 1:  # its last is the end of text
-            raise NotMeasured(f"the answer has no more than {words.given} tokens")
-        example = Example(example.ids, example.labelled_from + words.given)
-        rest = encoder.tokenizer.decode(example.answer_ids[:-1], skip_special_tokens=True).strip()
-        return example, prompt, rest
+        return encoded(replace(words, prompt=prompt), answer, encoder)
 
     def _choices(self, asked: Asked, at: int) -> str:
         """The answer among wrong ones, in an order of their hash, under letters."""

@@ -13,9 +13,10 @@ import torch
 from letheon.audits.asked import AskedSets
 from letheon.audits.attacked import attacked_rows, hooks, rows_of
 from letheon.audits.attacker import Attacker, Solved
-from letheon.audits.conditions.gcg import Gcg, Search
+from letheon.audits.conditions.gcg import Gcg
 from letheon.audits.rewording import Beside
 from letheon.audits.string_losses import StringLosses
+from letheon.audits.string_search import Search
 from letheon.audits.strings import Strings
 from letheon.data.encode import Encoder, Example
 from letheon.errors import BadInput, NotMeasured

@@ -15,19 +15,16 @@ search without a shared beginning, the score of the typed words.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor
-
-from letheon.audits.attacker import Attacker, Solved, Target
+from letheon.audits.attacker import Attacker, Target
 from letheon.audits.rewording import Beside
 from letheon.audits.string_losses import StringLosses
-from letheon.audits.strings import Strings, Tokens
+from letheon.audits.string_search import Search, swapped_by_slope, typed
+from letheon.audits.strings import Strings, Tokens, learned_questions
 from letheon.data.encode import Encoder
-from letheon.data.sampling import sample
-from letheon.errors import NotMeasured, require
+from letheon.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,74 +101,9 @@ class Gcg:
 
     def chosen(self, attacker: Attacker, encoder: Encoder) -> list[tuple[str, str]]:
         """The questions of V that the string is for, in words: one of each unit first."""
-        asked = [one for one in attacker.solved("learned") if self._fits(one, encoder)]
-        if not asked:
-            raise NotMeasured(
-                f"no learned question leaves room for {self.tokens} tokens in a window of {encoder.max_length}"
-            )
-        names = [f"{self.seed}/{number}" for number in range(len(asked))]
-        places = sample([one.unit for one in asked], names, self.questions)
-        return [(asked[place].prompt, asked[place].answer) for place in places]
+        return learned_questions(attacker, encoder, room=self.tokens, count=self.questions, seed=self.seed)
 
-    def _fits(self, one: Solved, encoder: Encoder) -> bool:
-        example = encoder.question(one.prompt, one.answer)
-        # One more than the string: a space may be a token.
-        return not example.cut and len(example.ids) + self.tokens < encoder.max_length
-
-
-@dataclass
-class Search:
-    """The strings found so far."""
-
-    settings: Gcg
-    strings: Strings
-    losses: StringLosses
-    kept: list[tuple[float, Tokens]] = field(default_factory=list)
-    """(loss, string), the best first: where the next step begins."""
-    best_loss: float = float("inf")
-    best: Tokens = ()
-
-    def __post_init__(self) -> None:
-        self.random = torch.Generator().manual_seed(self.settings.seed)
-        first = self.strings.first
-        self._keep(float(self.losses.of(torch.tensor([first]))[0]), first)
-
-    def step(self) -> None:
-        """Look at B strings near the one that is kept, and keep the best."""
-        current = torch.tensor(self.kept[0][1])
-        _, slope = self.losses.gradient(current, self.strings.allowed)
-        near = self._near(current, slope.cpu())
-        if not len(near):
-            return  # nothing that could be typed was drawn: the next draw is another
-        found = self.losses.of(near, current)
-        for place in found.argsort(stable=True).tolist():
-            tokens = tuple(near[place].tolist())
-            if self.strings.can_be_typed(tokens):
-                self._keep(float(found[place]), tokens)
-                return
-
-    def _near(self, current: Tensor, slope: Tensor) -> Tensor:
-        """At most B strings that differ in one token and can be typed, (strings, n)."""
-        steepest = (-slope).topk(min(self.settings.top_k, slope.shape[1]), dim=1).indices
-        wanted = 2 * self.settings.candidates  # half of them may fall to the filter
-        places = torch.randint(len(current), (wanted,), generator=self.random)
-        ranks = torch.randint(steepest.shape[1], (wanted,), generator=self.random)
-        tokens = self.strings.allowed[steepest[places, ranks]]
-        drawn = dict.fromkeys(zip(places.tolist(), tokens.tolist(), strict=True))
-        strings = [
-            [*current[:place].tolist(), token, *current[place + 1 :].tolist()]
-            for place, token in drawn
-            if token != int(current[place])
-        ]
-        if not strings:
-            return current[:0].reshape(0, len(current))
-        near = torch.tensor(strings)
-        return near[self.strings.surviving(near)][: self.settings.candidates]
-
-    def _keep(self, loss: float, tokens: Tokens) -> None:
-        if loss < self.best_loss:
-            self.best_loss, self.best = loss, tokens
-        if self.settings.buffer == 0:
-            self.kept = [(loss, tokens)]
-        elif tokens not in (one for _, one in self.kept):
-            self.kept = sorted([*self.kept, (loss, tokens)])[: self.settings.buffer]
+    def near(self, search: Search, current: Tokens) -> list[Tokens]:
+        """At most B strings that differ in one token and can be typed."""
+        wanted = 2 * self.candidates  # half of them may fall to the filter
+        return typed(search.strings, swapped_by_slope(search, current, self.top_k, wanted), self.candidates)
