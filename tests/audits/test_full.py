@@ -91,7 +91,8 @@ def test_what_may_silence_a_model_is_required_nowhere_but_where_it_answers(full:
     silencing = {
         name
         for name, spec in full.conditions.items()
-        if name != "shipped" and (isinstance(made := build("condition", spec), Wording) or hasattr(made, "may_silence"))
+        if name != "shipped"
+        and (isinstance(made := build("condition", spec), Wording) or hasattr(made, "only_convicts"))
     }
     assert silencing & required == {"prefilled_sure", "insisted"}
     assert shown - silencing == {"probe_shuffled", "interpolated_10", "interpolated", "interpolated_50"}

@@ -125,3 +125,16 @@ def test_what_is_no_sign_of_knowledge_cannot_be_required(
     (tmp_path / "quick-1.yaml").write_text(changed, encoding="utf-8")
     with pytest.raises(BadInput, match=f"'{column}' cannot be required: more of it than the control has is no sign"):
         read_protocol("quick-1")
+
+
+def test_a_searched_string_cannot_be_required(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that knows is heard behind its own string and not behind one that was found for another."""
+    text = (FOLDER / "standard-1.yaml").read_text(encoding="utf-8")
+    before = "prefilled_sure, insisted]"
+    assert before in text
+    (tmp_path / "standard-1.yaml").write_text(
+        text.replace(before, "prefilled_sure, insisted, gcg]", 1), encoding="utf-8"
+    )
+    monkeypatch.setattr(module, "_FOLDER", tmp_path)
+    with pytest.raises(BadInput, match="'gcg' cannot be required, and can only convict"):
+        read_protocol("standard-1")

@@ -184,4 +184,4 @@ def test_a_password_is_found_by_the_words_that_hold_it_and_by_no_other() -> None
 def test_what_may_silence_a_model_that_knows_is_told_apart() -> None:
     names = ("as_is", "quantized", "relearn", "template", "language", "gcg", "gcg_enhanced", "soft_prompt")
     found = silencing({name: build("condition", name) for name in names})
-    assert list(found) == ["template", "language", "gcg", "gcg_enhanced"]
+    assert list(found) == ["template", "language"]

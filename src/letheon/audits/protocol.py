@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from letheon.errors import BadInput, UnknownName
-from letheon.methods import build
+from letheon.methods import build, load
 from letheon.settings import fill
 
 _FOLDER = Path(__file__).parent / "protocols"
@@ -162,6 +162,14 @@ def _unknown(protocol: Protocol, where: str) -> list[str]:
             f"{where}: {name!r} is none of its conditions"
             for name in sorted(conditions)
             if name not in protocol.conditions
+        ),
+        *(
+            f"{where}: {name!r} cannot be required, and can only convict: whether a model that knows would be heard "
+            "under it is not asked"
+            for name in dict.fromkeys(condition for condition, _ in protocol.cells)
+            if getattr(
+                load("condition", protocol.conditions.get(name, {}).get("name", "as_is")), "only_convicts", False
+            )
         ),
         *(
             f"{where}: {name!r} cannot be required: more of it than the control has is no sign of knowledge"

@@ -105,16 +105,8 @@ class Wording(Protocol):
 
 
 def silencing(conditions: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that may keep a model which knows from answering, so that the original has to be asked under them as well.
-
-    Every wording, and what says so of itself (`may_silence`): strange words before a question. A string is searched
-    for the original anew: that it answers behind its own does not show that it would behind one found for another.
-    """
-    return {
-        name: condition
-        for name, condition in conditions.items()
-        if isinstance(condition, Wording) or getattr(condition, "may_silence", False)
-    }
+    """The wordings: a model that knows may not answer in them, so the original has to be asked in the same words."""
+    return {name: condition for name, condition in conditions.items() if isinstance(condition, Wording)}
 
 
 @dataclass(frozen=True)

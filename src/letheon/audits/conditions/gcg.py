@@ -51,7 +51,8 @@ class Gcg:
     """Of the first string and of all draws."""
 
     along: ClassVar[str] = "steps"
-    may_silence: ClassVar[bool] = True
+    only_convicts: ClassVar[bool] = True
+    """Behind a string that was found for one model another one that knows may be silent: no cell of it can acquit."""
     folds: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
