@@ -125,6 +125,25 @@ def test_a_request_that_the_original_never_knew_acquits_nobody() -> None:
     assert (alone[0]["word"], alone[1]["word"], verdict.word) == ("DELETED", "INCONCLUSIVE", "INCONCLUSIVE")
 
 
+def test_words_in_which_the_original_is_silent_about_one_request_acquit_it_not() -> None:
+    """Asked in other words the original knows the first request alone, whatever it knows as it is."""
+    found = sources([0, 0])
+    asked = {"insisted": {"forget_accuracy": rates([0, 0], [EACH] * 2)}}
+    silent = {"insisted": {"forget_accuracy": rates([EACH, 0], [EACH] * 2)}}
+    found = replace(
+        found,
+        subject={**found.subject, **asked},
+        control={**found.control, **asked},
+        original={**found.original, **silent},
+    )
+    rule = next(iter(protocol(CELLS).cells.values()))
+    cells = {**protocol(CELLS).cells, ("insisted", "forget_accuracy"): rule}
+    _, alone, verdict = judged(found, [EACH] * 2, cells=cells)
+    assert [one["word"] for one in alone] == ["DELETED", "INCONCLUSIVE"] and verdict.word == "INCONCLUSIVE"
+    (unseen,) = alone[1]["unseen"]
+    assert unseen.startswith("forget_accuracy under insisted: nothing could have been seen")
+
+
 def test_one_person_alone_is_never_deleted_and_holds_nobody_up() -> None:
     """A request of one person has no intervals; its answers are counted all the same."""
     counts = [EACH, EACH, 1]

@@ -172,7 +172,7 @@ def each_alone(
         own = Sources(
             _without(others, sources.subject, conditions),
             _without(others, sources.control, conditions),
-            _without(others, sources.original, ["as_is"]),
+            _without(others, sources.original, list(sources.original)),
             sources.is_paired,
         )
         absent = {**not_applicable, **{(at, name): why for at in conditions for name, why in part.absent.items()}}
@@ -251,7 +251,7 @@ def _facts(
             continue
         tables = {"value": own.subject, "control": own.control, "original": own.original}
         answers = {
-            name: table.get("as_is" if name == "original" else condition, {}).get(column)
+            name: table.get(own.original_at(condition) if name == "original" else condition, {}).get(column)
             for name, table in tables.items()
         }
         means = {name: one.aggregate("mean") if isinstance(one, Scores) else None for name, one in answers.items()}

@@ -52,6 +52,10 @@ class Sources:
     is_paired: bool
     """The control was asked the same items: a retrained reference or look-alike questions."""
 
+    def original_at(self, condition: str) -> str:
+        """Under which condition the original shows what can be seen: in other words the same ones, else as it is."""
+        return condition if condition in self.original else "as_is"
+
 
 def required_cells(
     protocol: Protocol, columns: Mapping[str, Column], not_applicable: Mapping[tuple[str, str], str]
@@ -114,9 +118,9 @@ def can_see(
     The original as it is, unless it was asked under this very condition as well: a question in words that keep
     everybody from answering shows nothing.
     """
-    at = condition if condition in sources.original else "as_is"
     try:
-        original, control = _found(sources.original, at, name), _found(sources.control, condition, name)
+        original = _found(sources.original, sources.original_at(condition), name)
+        control = _found(sources.control, condition, name)
         lower, _ = difference_bounds(
             original, control, column, is_paired=sources.is_paired, level=level, seed=seed, resamples=resamples
         )
