@@ -95,6 +95,8 @@ def test_what_may_silence_a_model_is_required_nowhere_but_where_it_answers(full:
         and (isinstance(made := build("condition", spec), Wording) or hasattr(made, "only_convicts"))
     }
     assert silencing & required == {"prefilled_sure", "insisted"}
+    convicting = {condition for condition, _ in full.convicts}
+    assert convicting == silencing - required - {"prefilled_1", "prefilled_2"}, "those give the answer away in part"
     assert shown - silencing == {"probe_shuffled", "interpolated_10", "interpolated", "interpolated_50"}
 
 
@@ -113,4 +115,4 @@ def test_what_is_required_of_each_column(full: Protocol) -> None:
     assert not by_column["membership_questions"] & low
     at_4_and_8 = {name for name, spec in full.conditions.items() if spec.get("bits", 0) >= 4 and "text" not in spec}
     assert at_4_and_8 <= by_column["membership_questions"]
-    assert set(Sampling.columns) <= set(full.generated.columns), "drawn under every one of 120 conditions: days"
+    assert set(Sampling.columns) <= set(full.generated.columns), "drawn under every one of 121 conditions: days"
