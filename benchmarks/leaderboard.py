@@ -25,16 +25,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import leaderboard_figure
 import leaderboard_page
 from exam import exam, one_thread, rounded, unlearned
 from known_models import NOISE, lines_of, noisy, retrained, written
+from ledger import Ledger, minutes
 from measuring import write
 
 from letheon.audits.audit import audit
@@ -45,7 +44,6 @@ from letheon.runs.folder import write_text
 from letheon.runs.progress import Progress
 from letheon.unlearning.presets import PRESETS
 
-Done = TypeVar("Done")
 SMALL: dict[str, Any] = {"batch_size": 32, "steps": 100}
 """What every preset is given in place of its own, beside the rate."""
 RATES = (5e-4, 1e-3)
@@ -69,31 +67,6 @@ def takes_questions_alone(name: str) -> bool:
     return "other_answer" in term.needs
 
 
-@dataclass
-class Ledger:
-    """Processor seconds by piece of work, in a file. What was counted once is not counted again."""
-
-    path: Path
-
-    def spent(self) -> dict[str, float]:
-        """Piece -> seconds."""
-        return dict(json.loads(self.path.read_text(encoding="utf-8"))) if self.path.is_file() else {}
-
-    def counted(self, piece: str, work: Callable[[], Done]) -> Done:
-        """Do a piece; what an interrupted one took is counted as `piece, stopped`."""
-        start, name = time.process_time(), f"{piece}, stopped"
-        try:
-            done = work()
-            name = piece
-            return done
-        finally:
-            before = self.spent()
-            if piece not in before:
-                seconds = before.get(name, 0.0) + time.process_time() - start
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                write_text(self.path, json.dumps({**before, name: round(seconds, 2)}, indent=0))
-
-
 def forgotten(name: str, rate: float, models: TinyModels, place: Path, seed: int) -> tuple[Path, dict[str, Any]]:
     """The folder of a preset's model, and how the run ended. Raises CannotFinish."""
     data = models.files["forget"]
@@ -108,7 +81,16 @@ def forgotten(name: str, rate: float, models: TinyModels, place: Path, seed: int
         holdout_data=models.files["holdout"],
         seed=seed,
     )
-    return folder, {"steps": ended["steps"], "stopped": ended["stopped"]}
+    return folder, {"steps": ended["steps"], "stopped": ended["stopped"], **looks_of(folder)}
+
+
+def looks_of(folder: Path) -> dict[str, float]:
+    """Share of the retained answers at the look in the middle of a run and at the last one, in [0, 1]; empty: none."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    looks = [line["retain_accuracy"] for line in lines if "retain_accuracy" in line]
+    if not looks:
+        return {}
+    return {"retained_at_half": round(looks[(len(looks) - 1) // 2], 4), "retained_at_end": round(looks[-1], 4)}
 
 
 def distances(
@@ -254,16 +236,6 @@ def row_on(name: str, rate: float | None, seed: int, out: Path, ledger: Ledger) 
     place.mkdir(parents=True, exist_ok=True)
     write_text(kept, json.dumps(found, indent=1))
     return found
-
-
-def minutes(spent: Mapping[str, float]) -> dict[str, float]:
-    """Processor minutes by kind of work, and in all."""
-    kinds: dict[str, float] = {}
-    for piece, seconds in spent.items():
-        kind = {"models": "training the worlds' models", "sweep": "sweep", "row": "forgetting and audits"}
-        said = kind[piece.split(" ")[0]]
-        kinds[said] = kinds.get(said, 0.0) + seconds / 60
-    return {**{kind: round(value, 1) for kind, value in kinds.items()}, "in all": round(sum(kinds.values()), 1)}
 
 
 def main() -> None:

@@ -118,9 +118,22 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
             for *_, one in pairs
         )
         said.append(f"Fell by more than 0.10, {name}: {lost} of {len(pairs)}.")
-    said.append(_rounding(pairs))
+    said += [_ends(pairs), _rounding(pairs)]
     said.append(_chosen(found["sweep"]))
     return said
+
+
+def _ends(pairs: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
+    """Which runs were stopped by the rule, and whether the others were still on their way."""
+    ran = [(name, one) for name, _, one in pairs if "stopped" in one]
+    met = dict.fromkeys(name for name, one in ran if one["stopped"].startswith("forgotten"))
+    limited = [one for _, one in ran if not one["stopped"].startswith("forgotten")]
+    rising = sum(one.get("retained_at_end", 0.0) > one.get("retained_at_half", 0.0) + 0.02 for one in limited)
+    return (
+        f"Met the stop rule within the steps on some world: {_names(list(met))}. The other {len(limited)} runs went to "
+        f"the limit; in {rising} of them the retained share was still rising over the second half (by more than 0.02), "
+        "so that more steps may keep more."
+    )
 
 
 def _chosen(sweep: Mapping[str, Any]) -> str:

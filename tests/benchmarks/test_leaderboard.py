@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -126,6 +127,15 @@ def test_only_refusals_are_kept_from_running_texts(board: ModuleType) -> None:
     assert [name for name in PRESETS if board.takes_questions_alone(name)] == ["idk", "dpo"]
 
 
+def test_the_looks_that_are_kept_are_the_middle_one_and_the_last(board: ModuleType, tmp_path: Path) -> None:
+    looks = {10: 0.9, 20: 0.1, 30: 0.2, 40: 0.5}
+    lines = [{"step": step, **({"retain_accuracy": looks[step]} if step in looks else {})} for step in range(1, 41)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert board.looks_of(tmp_path) == {"retained_at_half": 0.1, "retained_at_end": 0.5}
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n', encoding="utf-8")
+    assert board.looks_of(tmp_path) == {}
+
+
 def test_a_piece_is_counted_once_and_an_interrupted_one_is_not_lost(board: ModuleType, tmp_path: Path) -> None:
     ledger = board.Ledger(tmp_path / "cpu.json")
 
@@ -222,7 +232,11 @@ def test_words_of_the_page_count_what_is_there(board: ModuleType, paper: ModuleT
     for row in good["utility"]:
         row["judgement"] = "kept"
     found = {
-        "rows": {"original": {"0": bad}, "npo": {"0": good}, "ga": {"0": bad}},
+        "rows": {
+            "original": {"0": bad},
+            "npo": {"0": {**good, "stopped": "forgotten (0.04 of the answers left) and useful (utility 0.97)"}},
+            "ga": {"0": {**bad, "stopped": "the step limit of 9", "retained_at_half": 0.2, "retained_at_end": 0.3}},
+        },
         "sweep": {
             "chosen": {"npo": 1e-3, "ga": 5e-4},
             "rates": [5e-4, 1e-3],
@@ -239,5 +253,7 @@ def test_words_of_the_page_count_what_is_there(board: ModuleType, paper: ModuleT
     assert "membership by texts: 0 of 2; 1 forgotten past the control" in said
     assert "Fell by more than 0.10, retained facts: 1 of 2." in said
     assert "gave back of the forgotten facts is +0.030 (`npo`, world 0, fp4)" in said
+    assert "Met the stop rule within the steps on some world: `npo`. The other 1 runs" in said
+    assert "in 1 of them the retained share was still rising" in said
     assert "the rate chosen is 0.0005 for 1 and 0.001 for 1 of 2 presets; others were not tried." in said
     assert "Within all margins there, as the file is: `npo`." in said
