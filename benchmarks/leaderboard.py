@@ -4,19 +4,20 @@ A preset is run as a user would type it, `letheon forget --preset NAME`, with an
 the published rates are for models of billions of weights stored in bfloat16, this one has a million in float32. Nothing
 else of a preset changes, so its terms are the paper's. The retain set holds general facts as well (others are asked).
 
-The rate. On a world of its own (seed 100: other people, other weights) every preset forgets at each of RATES, from the
-smallest on. The model is asked its facts as the file is, and so are the original and the retrained reference there. Let
+The rate. On a world of its own (seed 100: other people, other weights) every preset forgets at the first two of RATES.
+The model is asked its facts as the file is, and so are the original and the retrained reference there. Let
     facts = (forgotten facts - the reference's) / 0.15,      utility = largest (fall from the original's) / 0.10
 over the three utilities of quick-1, with quick-1's margins: below 1 means within all of them. The first rate at which
-both are below 1 is taken; where there is none, the one at which the greater of the two is lowest, of equals the
-smallest. The rule is the same for all presets; membership has no say in it.
+both are below 1 is taken, and no larger one is tried. The third, large one is tried where `facts` is still the greater
+of the two at the second. Where none is within, the one at which the greater of the two is lowest is taken, of equals
+the smallest. The rule is the same for all presets; membership has no say in it.
 
 Then the preset forgets on each world of --worlds at that rate, and is audited by quick-1 against the reference. Beside
 the presets stand models of which the truth is known: the original, a second retrained model, noise on every matrix.
 
 What is done is kept under --out; a run that was stopped continues, and loses at most the one run that it was in. The
 result, the page and the picture are written after every complete world. Processor time is this process's, user and
-system together.
+system together; models that were trained before count nothing (a world's two took 88 s).
 
     OMP_NUM_THREADS=1 python benchmarks/leaderboard.py
 """
@@ -46,9 +47,9 @@ from letheon.unlearning.presets import PRESETS
 
 SMALL: dict[str, Any] = {"batch_size": 32, "steps": 100}
 """What every preset is given in place of its own, beside the rate."""
-RATES = (5e-4, 1e-3)
+RATES = (5e-4, 1e-3, 2e-3)
 SWEEP_WORLD = 100
-WORLDS = (0, 1, 2)
+WORLDS = (0, 1)
 PROTOCOL = "quick-1"
 FACTS_MARGIN, UTILITY_MARGIN = 0.15, 0.10
 UTILITIES = ("retain", "retain_held_out", "general")
@@ -71,7 +72,8 @@ def forgotten(name: str, rate: float, models: TinyModels, place: Path, seed: int
     """The folder of a preset's model, and how the run ended. Raises CannotFinish."""
     data = models.files["forget"]
     if takes_questions_alone(name):
-        data = written(place / "questions.jsonl", [one for one in lines_of(data) if "prompt" in one])
+        questions = [one for one in lines_of(data) if "prompt" in one]
+        data = written(place.with_name(f"{place.name}-questions.jsonl"), questions)
     folder, ended = unlearned(
         place,
         settings_of(name, rate),
@@ -109,6 +111,14 @@ def is_within(one: Mapping[str, Any]) -> bool:
     return "outside" in one and max(one["outside"].values()) < 1
 
 
+def is_over(tried: Mapping[float, Mapping[str, Any]]) -> bool:
+    """Whether no further rate is tried: the last one is within, or it is the second and more is lost than left."""
+    last = list(tried.values())[-1] if tried else {}
+    if is_within(last) or len(tried) < 2:
+        return is_within(last)
+    return "outside" not in last or last["outside"]["facts"] <= last["outside"]["utility"]
+
+
 def best_rate(tried: Mapping[float, Mapping[str, Any]]) -> float | None:
     """The smallest rate that is within all margins, else the least far outside; None where no run came to its end."""
     if within := [rate for rate, one in tried.items() if is_within(one)]:
@@ -142,9 +152,8 @@ def sweep(name: str, out: Path, ledger: Ledger) -> dict[float, dict[str, Any]]:
     reference = ledger.counted("sweep reference", lambda: asked(models.reference, out / "sweep-reference.json"))
     found: dict[float, dict[str, Any]] = {}
     for rate in RATES:
-        found[rate] = counted(rate)
-        if is_within(found[rate]):
-            break
+        if not is_over(found):
+            found[rate] = counted(rate)
     return found
 
 

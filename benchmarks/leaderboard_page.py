@@ -111,13 +111,16 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
         known = sum(any(cell["judgement"] == "knowledge found" for cell in cells(one, columns)) for *_, one in pairs)
         over = sum(any(cell["judgement"] == "over-forgotten" for cell in cells(one, columns)) for *_, one in pairs)
         more = f"; {over} forgotten past the control, so that it shows" if columns[0].startswith("membership") else ""
-        said.append(f"Certainly more than the control under some condition, {what}: {known} of {len(pairs)}{more}.")
+        said.append(f"Certainly more than the control under some condition: {what}, {known} of {len(pairs)}{more}.")
     for column, name in UTILITIES.items():
         lost = sum(
             any(row["column"] == column and row["judgement"] == "lost" for row in one.get("utility", []))
             for *_, one in pairs
         )
-        said.append(f"Fell by more than 0.10, {name}: {lost} of {len(pairs)}.")
+        said.append(f"Fell by more than 0.10: {name}, {lost} of {len(pairs)}.")
+    known = [one for *_, one in pairs if one["verdict"] == "NOT DELETED"]
+    both = sum(any(row["judgement"] == "lost" for row in one["utility"]) for one in known)
+    said.append(f"NOT DELETED stands before NOT USABLE: of {len(known)} NOT DELETED, {both} lost a utility as well.")
     said += [_ends(pairs), _rounding(pairs)]
     said.append(_chosen(found["sweep"]))
     return said
@@ -139,14 +142,14 @@ def _ends(pairs: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
 def _chosen(sweep: Mapping[str, Any]) -> str:
     """How the rates fell out."""
     counts = Counter(sweep["chosen"].values())
-    rates = " and ".join(f"{rate:g} for {counts[rate]}" for rate in sweep["rates"])
+    rates = ", ".join(f"{rate:g} for {counts[rate]}" for rate in sweep["rates"])
     within = [
         name
         for name, tried in sweep["tried"].items()
         if any(max(one.get("outside", {"": 1.0}).values()) < 1 for one in tried.values())
     ]
     return (
-        f"On the sweep's world the rate chosen is {rates} of {len(sweep['chosen'])} presets; others were not tried. "
+        f"On the sweep's world the rate chosen is {rates} of {len(sweep['chosen'])} presets; no others were tried. "
         f"Within all margins there, as the file is: {_names(within)}."
     )
 
@@ -183,14 +186,15 @@ Every preset of `letheon methods --presets` under the same audit on the embedded
 protocol `{protocol}`, against a model retrained without the forgotten people.
 
 `make evidence leaderboard` (`benchmarks/results/leaderboard.json`, {date}, threads: {threads}, torch {torch}) took
-{minutes} processor minutes in all: {parts}.
+{minutes} processor minutes in all, models that were trained before not counted: {parts}.
 
 ## What is compared
 
 - **The terms are the papers', the rates are not.** Published rates are for models of billions of weights stored in
   bfloat16; this one has a million, in float32. Each preset has its own rate out of {rates}, by one rule on a world of
   its own (seed {sweep_world}): the first that keeps the facts left and the three utilities within the protocol's
-  margins, and where there is none, the one that is least far outside. Membership has no say in it.
+  margins, and where there is none, the one that is least far outside. The largest was tried only where at the one
+  before it more of the facts was left than of a utility lost, in margins. Membership has no say in it.
 - Batches of {batch_size} and at most {steps} steps for all. The stop rule is that of `letheon forget`: at most 0.05 of
   the facts left and at least 0.95 of the retained ones kept, a look every 10 steps.
 - Every preset is given the same records, with general facts in the retain set (other general facts are asked).

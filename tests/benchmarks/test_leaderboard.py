@@ -95,15 +95,25 @@ def test_the_first_rate_within_the_margins_is_chosen_else_the_least_far_outside(
     assert board.best_rate({5e-4: {"stopped": "CannotFinish"}}) is None
 
 
-@pytest.mark.parametrize(("at_first", "tried"), [((0.0, 0.95), [5e-4]), ((0.6, 1.0), [5e-4, 1e-3])])
-def test_the_sweep_ends_at_the_first_rate_within_the_margins(
+@pytest.mark.parametrize(
+    ("at_first", "then", "tried"),
+    [
+        ((0.0, 0.95), (0.0, 0.9), [5e-4]),
+        ((0.6, 1.0), (0.0, 0.95), [5e-4, 1e-3]),
+        ((0.6, 1.0), (0.3, 0.5), [5e-4, 1e-3]),
+        ((0.6, 1.0), (0.3, 0.95), [5e-4, 1e-3, 2e-3]),
+        ((0.0, 0.0), (0.0, 0.0), [5e-4, 1e-3]),
+    ],
+)
+def test_the_sweep_ends_within_the_margins_and_goes_on_while_more_is_left_than_lost(
     board: ModuleType,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     at_first: tuple[float, float],
+    then: tuple[float, float],
     tried: list[float],
 ) -> None:
-    made = {"target": (1.0, 1.0), "reference": (0.0, 1.0), "npo-0.0005": at_first, "npo-0.001": (0.3, 0.9)}
+    made = {"target": (1.0, 1.0), "reference": (0.0, 1.0), "npo-0.0005": at_first, "npo-0.001": then, "npo-0.002": then}
     models = TinyModels({}, Path("target"), Path("reference"))
     monkeypatch.setattr(board, "tiny_models", lambda *_, **__: models)
     monkeypatch.setattr(board, "forgotten", lambda name, rate, *_: (Path(f"{name}-{rate:g}"), {"steps": 9}))
@@ -249,11 +259,12 @@ def test_words_of_the_page_count_what_is_there(board: ModuleType, paper: ModuleT
     said = " ".join(paper.sentences(found))
     assert "Of 2 pairs of a preset and a world 1 ended DELETED, 1 ended NOT DELETED." in said
     assert "DELETED on every world: `npo`. On some of them only: none." in said
-    assert "trained or other wordings: 1 of 2." in said
-    assert "membership by texts: 0 of 2; 1 forgotten past the control" in said
-    assert "Fell by more than 0.10, retained facts: 1 of 2." in said
+    assert "trained or other wordings, 1 of 2." in said
+    assert "membership by texts, 0 of 2; 1 forgotten past the control" in said
+    assert "Fell by more than 0.10: retained facts, 1 of 2." in said
     assert "gave back of the forgotten facts is +0.030 (`npo`, world 0, fp4)" in said
+    assert "of 1 NOT DELETED, 1 lost a utility as well." in said
     assert "Met the stop rule within the steps on some world: `npo`. The other 1 runs" in said
     assert "in 1 of them the retained share was still rising" in said
-    assert "the rate chosen is 0.0005 for 1 and 0.001 for 1 of 2 presets; others were not tried." in said
+    assert "the rate chosen is 0.0005 for 1, 0.001 for 1 of 2 presets; no others were tried." in said
     assert "Within all margins there, as the file is: `npo`." in said
