@@ -61,7 +61,7 @@ format: $(READY) ## put the source into the agreed form
 	$(BIN)/ruff format .
 
 # What the documentation claims: each script keeps what it has done under runs/evidence and goes on from there.
-EVIDENCE = parts precision quantizers rates smoothers
+EVIDENCE = leaderboard parts precision quantizers rates smoothers
 ifeq ($(firstword $(MAKECMDGOALS)),evidence)
 ASKED := $(or $(if $(filter command line,$(origin NAME)),$(NAME)),$(word 2,$(MAKECMDGOALS)))
 .PHONY: $(EVIDENCE)
@@ -69,7 +69,7 @@ $(EVIDENCE):
 	@:
 endif
 
-evidence: $(READY) ## make evidence NAME, where NAME is parts, precision, quantizers, rates or smoothers: measure it again, resumable
+evidence: $(READY) ## make evidence NAME, where NAME is leaderboard, parts, precision, quantizers, rates or smoothers: measure it again, resumable
 	@test -n "$(filter $(EVIDENCE),$(ASKED))" || { echo "make evidence NAME, where NAME is one of: $(EVIDENCE)" >&2; exit 2; }
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$(ASKED).py
 
