@@ -84,6 +84,9 @@ def test_the_rules_are_lm_evals_own(kind: str) -> None:
     from lm_eval.models.huggingface import HFLM
 
     coder = TOKENIZERS[kind]()
+    first = coder.bos_token_id if coder.bos_token_id is not None else coder.eos_token_id
+    ids = coder.encode("Who?", add_special_tokens=False)
+    assert encode_pair(coder, "", "Who?") == encode_pair(coder, "", coder.decode([first]) + "Who?") == ([first], ids)
     for add_bos in (None, False, True):
         model = HFLM(pretrained=llama(3, vocab_size=len(coder)), tokenizer=coder, add_bos_token=add_bos)
         for context, rest in (("Who?", " Ann"), ("<bos>Who?\n", "Ann<eos>"), ("Who:  ", "Ann"), ("<eos>a", "b")):
