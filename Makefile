@@ -24,9 +24,10 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 READY = $(VENV)/.ready
 DOCS_READY = $(VENV)/.ready-docs
+EVAL_READY = $(VENV)/.ready-eval
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-short demo-baselines test test-all lint format evidence docs clean distclean
+.PHONY: help venv demo demo-short demo-baselines test test-all test-eval lint format evidence docs clean distclean
 .DELETE_ON_ERROR:
 
 help: ## this list
@@ -49,6 +50,9 @@ test: $(READY) ## the default tests
 
 test-all: $(READY) ## the slow ones too
 	$(PYTEST) -m "not gpu" $(PYTEST_FLAGS)
+
+test-eval: $(EVAL_READY) ## what asks the real lm-evaluation-harness, which is 390 MB more to install
+	$(PYTEST) tests/audits/test_harness.py tests/audits/benchmarks/test_lm_eval.py tests/contract/test_every_benchmark.py $(PYTEST_FLAGS)
 
 lint: $(READY) ## style, types, and the floors of the house
 	$(BIN)/ruff check .
@@ -94,6 +98,10 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) install $(PIP_TORCH) -c $(VENV)/constraints.txt
 	$(PIP) install hatchling editables -c $(VENV)/constraints.txt
 	$(PIP) install --no-build-isolation -e '.[dev]' -c $(VENV)/constraints.txt
+	@touch $@
+
+$(EVAL_READY): $(READY)
+	$(PIP) install --no-build-isolation -e '.[dev,eval]' -c $(VENV)/constraints.txt
 	@touch $@
 
 $(DOCS_READY): $(READY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from letheon.methods import build, names
 from letheon.settings import plain
 from letheon.tiny.world import SMALL, write_world
 from tests.audits.benchmarks.data import choices_file, muse_files, scorer, tofu_files
+from tests.audits.benchmarks.own_tasks import own_tasks
 from tests.audits.fakes import uniform_model
 from tests.toys import llama, tokenizer
 
@@ -38,8 +40,11 @@ GIVEN: dict[str, Callable[[Path], dict[str, Any]]] = {
     "muse": lambda path: {"data": muse_files(path, questions=3, texts=4)},
     "wmdp": lambda path: {"data": choices_file(path / "c.jsonl"), "ask": "texts"},
     "people": lambda path: {"data": world(path), "limit": 30},
+    "lm_eval": lambda path: {"tasks": ["own"], "include_path": own_tasks(path)},
 }
 """A small copy of each benchmark's data, and the settings with it."""
+NEEDS = {"lm_eval": pytest.mark.skipif(find_spec("lm_eval") is None, reason="pip install 'letheon[eval]'")}
+ASKED = [pytest.param(name, marks=NEEDS.get(name, ())) for name in GIVEN]
 
 
 def coder(window: int = 512) -> Encoder:
@@ -57,7 +62,7 @@ def test_every_one_has_data_here() -> None:
     assert set(GIVEN) == set(names("benchmark"))
 
 
-@pytest.mark.parametrize("name", GIVEN)
+@pytest.mark.parametrize("name", ASKED)
 def test_a_figure_comes_from_a_file_of_tables_and_is_the_same_twice(name: str, tmp_path: Path) -> None:
     for number, model in enumerate((llama(3, max_position_embeddings=512), uniform_model())):
         first, second = (asked(name, tmp_path / f"{number}{turn}", model) for turn in "ab")
@@ -73,7 +78,7 @@ def test_a_figure_comes_from_a_file_of_tables_and_is_the_same_twice(name: str, t
             assert one.value is None or (math.isfinite(one.value) and one.n > 0)
 
 
-@pytest.mark.parametrize("name", GIVEN)
+@pytest.mark.parametrize("name", ASKED)
 def test_items_are_the_posed_ones_and_no_text_is_in_a_table(name: str, tmp_path: Path) -> None:
     _, posed, measured = asked(name, tmp_path, llama(3, max_position_embeddings=512))
     for key, one in measured.items():
@@ -85,7 +90,7 @@ def test_items_are_the_posed_ones_and_no_text_is_in_a_table(name: str, tmp_path:
         assert [line["item"] for line in one.said] in ([], list(table.items))
 
 
-@pytest.mark.parametrize("name", GIVEN)
+@pytest.mark.parametrize("name", ASKED)
 def test_other_tokens_are_another_question(name: str, tmp_path: Path) -> None:
     """What a log is compared by: every token that is asked, in order."""
     made, posed, _ = asked(name, tmp_path, llama(3, max_position_embeddings=512))
@@ -96,14 +101,14 @@ def test_other_tokens_are_another_question(name: str, tmp_path: Path) -> None:
         assert all(0 < border <= len(each) for each, border in ids)
 
 
-@pytest.mark.parametrize("name", GIVEN)
+@pytest.mark.parametrize("name", ASKED)
 def test_nothing_is_cut(name: str, tmp_path: Path) -> None:
     made = build("benchmark", {"name": name, **GIVEN[name](tmp_path)})
     with pytest.raises(BadInput, match="window"):
         made.pose(made.read(), coder(6))
 
 
-@pytest.mark.parametrize("name", GIVEN)
+@pytest.mark.parametrize("name", ASKED)
 def test_all_that_is_missing_is_told_at_once(name: str, tmp_path: Path) -> None:
     made = build("benchmark", {"name": name, **GIVEN[name](tmp_path)})
     files = {file.path for file in made.read().values()}

@@ -43,7 +43,7 @@ class BenchmarkSettings:
     """Which benchmark, a method of kind `benchmark`. Its data are your own copy, by path."""
     reference: Path | None = None
     """A model that never saw the forget set, or the benchmark.json (or run folder) of this benchmark on it. Where a
-    number needs it and it is not given, that number is not measured."""
+    number needs it and it is not given, that number is not measured. Of lm_eval's tasks: the original."""
     out: Path | None = None
     """The run folder; null: runs/MODEL-BENCHMARK."""
     seed: int = 0

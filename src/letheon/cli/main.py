@@ -27,6 +27,7 @@ COMMANDS = (
     "quantize",
     "audit",
     "benchmark",
+    "harness",
     "ask",
     "verify",
     "report",

@@ -88,13 +88,21 @@ def with_preset(verb: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def own_code(verb: str, values: Mapping[str, Any]) -> list[str]:
-    """A fault for each method that is given as a file of Python, which a file of settings may not bring along."""
+    """A fault for each method that is given as a file of Python, or brings Python of its own along (lm_eval's tasks):
+    a file of settings may not.
+    """
     named = {name: values.get(name) for name in kinds(verb)}
     names = {name: spec.get("name") if isinstance(spec, Mapping) else spec for name, spec in named.items()}
+    folders = {name: spec.get("include_path") for name, spec in named.items() if isinstance(spec, Mapping)}
+    trust = "Say --allow-code (allow_code=True) if you trust this file"
     return [
-        f"{name}: {text} is Python that would be run. Say --allow-code (allow_code=True) if you trust this file"
+        f"{name}: {text} is Python that would be run. {trust}"
         for name, text in names.items()
         if isinstance(text, str) and text.endswith(".py")
+    ] + [
+        f"{name}: the tasks in include_path {folder} may name Python that would be run. {trust}"
+        for name, folder in folders.items()
+        if folder is not None
     ]
 
 
