@@ -2,7 +2,8 @@
 
     mean log p = (log p of the continuation, less that of the space before it) / labelled tokens
 and from it, or from the greedy answer, by the same functions as `letheon benchmark`:
-    tofu      probability (or probability_normalised), rougeL_recall.stem, truth_ratio_geometric, truth_ratio_arithmetic
+    tofu      probability (or probability_normalised), rougeL_recall.stem, truth_ratio_geometric,
+              truth_ratio_arithmetic, prob_mean.truth_ratio_geometric
     muse      rougeL_f1.nostem, rougeL_f1.stem.whole_reference
     people    accuracy and probability; of a choice: choice
 Each is a mean over questions. What is none (model utility, forget quality) or needs single tokens (PrivLeak) cannot be
@@ -24,6 +25,7 @@ from letheon.audits.truth_ratio import (
     forget_truth_ratio,
     log_ratios,
     normalised_probability,
+    right_share,
     utility_truth_ratio,
 )
 from letheon.errors import NotMeasured
@@ -64,6 +66,7 @@ def _tofu(doc: Doc, log_probs: Any, is_exact: bool, said: str) -> dict[str, floa
         "rougeL_recall.stem": rouge_l(doc["answer"], said, use_stemmer=True).recall,
         "truth_ratio_geometric": float(truth(geometric)[0]),
         "truth_ratio_arithmetic": float(truth(arithmetic)[0]),
+        "prob_mean.truth_ratio_geometric": float(right_share(geometric)[0]),
     }
 
 

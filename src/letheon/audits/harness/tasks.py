@@ -31,7 +31,7 @@ from letheon.training.prepare import collect
 
 PLUGIN = "letheon.audits.harness.plugin.LetheonTask"
 GREEDY: dict[str, Any] = {"until": [], "do_sample": False}
-_TOFU = ("rougeL_recall.stem", "truth_ratio_geometric", "truth_ratio_arithmetic")
+_TOFU = ("rougeL_recall.stem", "truth_ratio_geometric", "truth_ratio_arithmetic", "prob_mean.truth_ratio_geometric")
 _MUSE = ("rougeL_f1.nostem", "rougeL_f1.stem.whole_reference")
 LEFT_OUT = {
     "tofu": ("model_utility (a harmonic mean of nine numbers)", "forget_quality (compares with another model)"),
@@ -152,7 +152,7 @@ def _tofu(method: Any, rows: Mapping[str, Any], posed: Mapping[str, Any], encode
             room = min(method.longest - (len(answer.prompt_ids) if method.counted == "total" else 0), method.longest)
             room = min(room, encoder.max_length - len(answer.prompt_ids))
             docs += _docs(encoder, item, measure, examples, one.answer.answers[at], problems, room=room)
-        better = (False, None, None) if name == "forget" else (True, True, True)
+        better = (False, None, None, None) if name == "forget" else (True, True, True, True)
         metrics = {probability: name != "forget", **dict(zip(_TOFU, better, strict=True))}
         ends = sorted({encoder.eos, *(example.ids[-1] for example in one.answer.examples)})
         yield Task(f"letheon_tofu_{method.split if name == 'forget' else name}", metrics, tuple(docs), tuple(ends))
