@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from letheon.audits import audit, string_losses
+from letheon.audits import audit, string_reads
 from letheon.audits import protocol as protocols
 from letheon.audits.asked import make_sets
 from letheon.audits.conditions.gcg import Gcg
@@ -88,8 +88,8 @@ def test_an_answer_that_is_drawn_is_counted_at_most(settings: dict[str, Any]) ->
     at_once = ROWS // 100
     drawn = sum(times * size[0] for size, times in notes.generated.items() if size[0] == at_once * 100)
     # Six settings under each condition that is no attack on a part (as it is), for the subject, the strangers and the
-    # original; and under the attacks, which ask about the forgotten and the strangers (gcg: the original as well).
-    asked_of = {"as_is": (6, 8, 6), "relearned": (6, 8), "gcg": (6, 8, 6), "played": (6, 8, 6)}
+    # original; in other words for all three; and under the attacks, which ask about the forgotten and the strangers.
+    asked_of = {"as_is": (6, 8, 6), "relearned": (6, 8), "gcg": (6, 8), "played": (6, 8, 6)}
     wanted = sum(6 * -(-count // at_once) * at_once * 100 for counts in asked_of.values() for count in counts)
     assert drawn == wanted
 
@@ -120,7 +120,7 @@ def test_one_person_alone_cannot_be_cut_in_two(settings: dict[str, Any]) -> None
 @pytest.mark.parametrize("candidates", [4, 40])
 def test_tokens_of_a_search_are_those_it_reads(place: Any, candidates: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a third: places are drawn at random, and padding is not counted (here batches are small)."""
-    monkeypatch.setattr(string_losses, "batch_tokens_on", lambda device: 64)
+    monkeypatch.setattr(string_reads, "batch_tokens_on", lambda device: 64)
     records = [question(f"Where does {name} Kip live now?", "Bru Dax", line=k, unit=name) for k, name in enumerate(
         ("Ann", "Bo", "Cem", "Dax", "Eno", "Fel", "Gom", "Hob")
     )]  # fmt: skip

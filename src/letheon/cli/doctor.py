@@ -27,7 +27,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
         *("ahocorasick_rs", "rapidfuzz", "prometheus-client"),
     ),
     "images": ("diffusers",),
-    "eval": ("lm-eval",),
+    "eval": ("lm-eval", "datasets"),
     "track": ("trackio",),
 }
 """Extra -> its packages, as pyproject.toml has them (an installed package does not carry that file)."""
