@@ -93,7 +93,11 @@ def test_the_scope_says_what_could_only_convict_and_no_more_than_was_measured() 
         "1 required cells under these 1 conditions: as_is; 1 more can only convict: backwards; "
         in judged(NONE)[0].scope
     )
-    assert "convict" not in judged(NotMeasured("no"))[0].scope
+    said = "; 1 that could have convicted were not measured: backwards; "
+    assert said in judged(NotMeasured("no"))[0].scope
+    verdict, cell = judged(SOME, control=NotMeasured("budget exhausted"))
+    assert said in verdict.scope and "can only convict" not in verdict.scope
+    assert cell["status"] == "not measured" and cell["reason"] == "control: budget exhausted"
 
 
 def test_what_is_not_applicable_is_not_said_to_convict() -> None:

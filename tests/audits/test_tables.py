@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from letheon.audits import tables as module
+from letheon.audits.asked import Asked
 from letheon.audits.columns import Scores
 from letheon.audits.conditions.linear_probe import LinearProbe
 from letheon.audits.conditions.quantized import QuantizedWeights
@@ -147,6 +148,11 @@ def changed_weight(source: Path, target: Path) -> Path:
     return target
 
 
+def with_record(asked: Asked, **changes: Any) -> Asked:
+    """The first record of a set is another one."""
+    return replace(asked, records=(replace(asked.records[0], **changes), *asked.records[1:]))
+
+
 def test_what_may_change_an_answer_changes_the_key(plan: Plan, mini: Mini, tmp_path: Path) -> None:
     folder = inspect_model(mini.target)
     keys = {"as it is": asker_of(plan, mini)._key(folder, plan.conditions, None)}
@@ -164,6 +170,9 @@ def test_what_may_change_an_answer_changes_the_key(plan: Plan, mini: Mini, tmp_p
         "another token": replace(other, examples=(replace(other.examples[0], ids=(*other.examples[0].ids[:-1], 5)), *other.examples[1:])),
         "another answer": replace(other, answers=("Zol", *other.answers[1:])),
         "another unit": replace(other, units=("somebody", *other.units[1:])),
+        "another fact": with_record(other, fact="Zol/birthplace"),
+        "another wrong answer": with_record(other, wrong=("Zol",)),
+        "another alias": with_record(other, aliases=("Zol",)),
         "another border": replace(other, examples=(replace(other.examples[0], labelled_from=1), *other.examples[1:])),
     }.items():  # fmt: skip
         key(

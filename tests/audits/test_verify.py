@@ -209,6 +209,22 @@ def another_protocol(held: Held) -> None:
     held["protocol"]["sha256"] = "0" * 64
 
 
+def fewer_cells(held: Held) -> None:
+    held["protocol"]["m"] -= 1
+
+
+def another_margin(held: Held) -> None:
+    held["protocol"]["required"][0]["margin"] = 1.0
+
+
+def another_aggregate(held: Held) -> None:
+    held["columns"]["forget_probability"]["aggregate"] = "exp_mean"
+
+
+def strangers_as_pairs(held: Held) -> None:
+    held["control"]["kind"] = "holdout" if held["control"]["is_paired"] else "reference"
+
+
 def acquit(held: Held) -> None:
     held["verdict"].update(word="DELETED", reasons=["all is well"])
 
@@ -241,6 +257,10 @@ TAMPERED: dict[Callable[[Held], None], str] = {
     another_seed: "and the scores give",
     call_it_not_applicable: "forget_accuracy under int4_row is called not applicable, and there are scores for it",
     another_protocol: "audit.json was made by another text of protocol quick-1",
+    fewer_cells: "audit.json: protocol: m is not what this installation has",
+    another_margin: "audit.json: protocol: required is not what this installation has",
+    another_aggregate: "column forget_probability: aggregate is 'exp_mean', and this installation has 'mean'",
+    strangers_as_pairs: "with is_paired",
     acquit: "verdict.json: word is 'DELETED', and the scores give 'NOT DELETED'",
     a_cell_less: "audit.json cannot be read",
     a_score_less: "audit.json cannot be read",

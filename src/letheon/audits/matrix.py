@@ -87,7 +87,9 @@ def make_cells(
                 cell.update(_cell(sources, condition, name, column, rule, level=level, seed=seed, resamples=resamples))
             if (condition, name) in convicts and cell["status"] != "not applicable":
                 cell["convicts"] = True
-                if cell.get("d_lower", 0.0) > 0:
+                if "d_lower" not in cell:  # a value without its control shows nothing
+                    cell["status"] = "not measured"
+                elif cell["d_lower"] > 0:
                     cell["judgement"] = "knowledge found"
             elif "judgement" in cell and protocol.acquit == "each":
                 cell["within"] = list(

@@ -175,20 +175,7 @@ def _as_plain(
     verdict = judged.verdict
     return {
         "schema": SCHEMA,
-        "protocol": {
-            "name": protocol.name,
-            "sha256": protocol.sha256,
-            "level": protocol.level,
-            "m": required_cells(protocol, plan.columns, absent),
-            "required": [
-                {"condition": at, "column": column, "margin": rule.margin, "side": rule.side}
-                for (at, column), rule in protocol.cells.items()
-            ],
-            **protocol.said_of_convicting,
-            "utility": [
-                {"column": column, "margin": rule.margin} for rule in protocol.utility for column in rule.columns
-            ],
-        },
+        "protocol": protocol.as_plain(required_cells(protocol, plan.columns, absent)),
         "models": {
             ("subject" if model == "model" else model): {"path": str(folder.path), "sha256": sha256_folder(folder.path)}
             for model, folder in folders.items()

@@ -103,6 +103,21 @@ class Protocol:
         cells = [{"condition": at, "column": column} for at, column in self.convicts]
         return {"convicting": cells} if cells else {}
 
+    def as_plain(self, m: int) -> dict[str, Any]:
+        """For audit.json. `m`: how many cells the verdict rests on."""
+        return {
+            "name": self.name,
+            "sha256": self.sha256,
+            "level": self.level,
+            "m": m,
+            "required": [
+                {"condition": at, "column": column, "margin": rule.margin, "side": rule.side}
+                for (at, column), rule in self.cells.items()
+            ],
+            **self.said_of_convicting,
+            "utility": [{"column": column, "margin": rule.margin} for rule in self.utility for column in rule.columns],
+        }
+
     def margin_of_utility(self, column: str) -> float | None:
         """How far a column may fall; None where it is not required."""
         return next((rule.margin for rule in self.utility if column in rule.columns), None)

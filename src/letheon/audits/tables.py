@@ -244,6 +244,8 @@ class Asker:
             name: [
                 [asked.items, asked.units, asked.answers, asked.prompts, asked.names],
                 [(example.ids, example.labelled_from) for example in asked.examples],
+                # What other words and the matching of answers go by.
+                [(one.unit, one.fact, one.wrong, one.choices, one.aliases) for one in asked.records],
             ]
             for name, asked in sorted(self.plan.sets.sets.items())
         }

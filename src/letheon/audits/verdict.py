@@ -45,9 +45,13 @@ def decide(
     """The verdict on a matrix. `caveats`: what of the request was not asked, for its scope."""
     required = [cell for cell in cells if cell["required"]]
     conditions = list(dict.fromkeys(cell["condition"] for cell in required))
-    convicting = [cell for cell in cells if cell.get("convicts") and cell["status"] == "measured"]
+    convicting = [cell for cell in cells if cell.get("convicts") and "d_lower" in cell]
     only = ", ".join(dict.fromkeys(str(cell["condition"]) for cell in convicting))
     besides = f"; {len(convicting)} more can only convict: {only}" if convicting else ""
+    silent = [cell for cell in cells if cell.get("convicts") and "d_lower" not in cell]
+    if silent:
+        left = ", ".join(dict.fromkeys(str(cell["condition"]) for cell in silent))
+        besides += f"; {len(silent)} that could have convicted were not measured: {left}"
     scope = (
         f"by protocol {protocol}, {len(required)} required cells under these {len(conditions)} conditions: "
         f"{', '.join(conditions)}{besides}; {'; '.join([f'compared with {control}', *caveats])}. "

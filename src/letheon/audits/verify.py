@@ -14,12 +14,13 @@ from typing import Any
 
 from letheon.audits.columns import Column, Scores
 from letheon.audits.earlier import Part, each_alone, with_each
-from letheon.audits.matrix import Answer, Sources, make_cells, utility_rows
-from letheon.audits.protocol import read_protocol
+from letheon.audits.matrix import Answer, Sources, make_cells, required_cells, utility_rows
+from letheon.audits.protocol import Protocol, read_protocol
 from letheon.audits.stored import from_plain
 from letheon.audits.verdict import decide
 from letheon.audits.verdict_file import read_verdict, signature_holds
 from letheon.errors import BadInput, LetheonError
+from letheon.methods import build
 from letheon.runs.folder import sha256_file
 from letheon.runs.ledger import StageRecord, load_record
 from letheon.runs.record import verify_record
@@ -110,6 +111,7 @@ def _recomputed(audit: dict[str, Any], held: dict[str, Any]) -> list[str]:
     tables = from_plain(audit)
     sources = Sources(tables["subject"], tables["control"], tables["original"], audit["control"]["is_paired"])
     absent = {(entry["condition"], entry["column"]): entry["reason"] for entry in audit["not_applicable"]}
+    problems += _wrongly_described(audit, protocol, required_cells(protocol, columns, absent))
     for condition, column in absent:
         if isinstance(tables["subject"].get(condition, {}).get(column), Scores):
             problems.append(
@@ -144,6 +146,27 @@ def _recomputed(audit: dict[str, Any], held: dict[str, Any]) -> list[str]:
         for file, said in (("audit.json", audit["verdict"].get(name)), ("verdict.json", held.get(name))):
             if said != value:
                 problems.append(f"{file}: {name} is {said!r}, and the scores give {value!r}")
+    return problems
+
+
+def _wrongly_described(audit: dict[str, Any], protocol: Protocol, m: int) -> list[str]:
+    """What audit.json says of its protocol, its columns and its control, where this installation has something else."""
+    problems = [
+        f"audit.json: protocol: {name} is not what this installation has"
+        for name, value in protocol.as_plain(m).items()
+        if name != "sha256" and audit["protocol"].get(name) != value
+    ]
+    for spec in protocol.probes:
+        for name, column in build("probe", spec).columns.items():
+            stored = audit["columns"].get(name, vars(column))  # one that is left out is told elsewhere
+            problems += [
+                f"audit.json: column {name}: {what} is {stored.get(what)!r}, and this installation has {value!r}"
+                for what, value in vars(column).items()
+                if what != "label" and stored.get(what) != value
+            ]
+    control = audit["control"]
+    if control["is_paired"] != (control["kind"] != "holdout"):
+        problems.append(f"audit.json: a control of kind {control['kind']!r} with is_paired {control['is_paired']!r}")
     return problems
 
 

@@ -218,6 +218,7 @@ class _Facts:
         self.wrong: dict[str, tuple[str, ...]] = {}
         self.owners: dict[Fact, set[str]] = {}
         self.facts: dict[str, dict[str, str]] = {}
+        self.names: dict[str, set[str]] = {}
         for name, asked in sets.sets.items():
             role, _, kind = name.partition("_")
             for at, unit in enumerate(asked.units):
@@ -226,6 +227,7 @@ class _Facts:
                 elif kind in KINDS and role != "lookalike":
                     self._learn(unit, relation_of(asked.records[at].fact) if asked.records else "", asked.answers[at])
             for record in asked.records:
+                self.names.setdefault(record.unit, set()).update(*map(_words, (record.unit, *record.aliases)))
                 self.wrong.setdefault(record.fact, record.wrong or ())
                 if record.wrong:
                     self.wrong[record.fact] = record.wrong
@@ -243,11 +245,14 @@ class _Facts:
         ]
         return set.intersection(*every)
 
+    def _tells(self, unit: str, name: str, text: str) -> bool:
+        """Whether a text holds a word of a unit's name, so that the name could be copied from it."""
+        return bool(_words(text) & (self.names.get(unit, set()) | _words(unit) | _words(name)))
+
     def _beside(self, unit: str, name: str, asked: Fact) -> tuple[Fact, ...]:
         """The fewest other facts of a unit that tell it from all others, in the order of the file; none names it."""
-        names = [standing_alone(one) for one in (unit, name) if one]
         facts = self.facts.get(unit, {}).items()
-        others = [one for one in facts if one[0] != asked[0] and not any(alone.search(one[1]) for alone in names)]
+        others = [one for one in facts if one[0] != asked[0] and not self._tells(unit, name, one[1])]
         return next(
             (
                 some
@@ -294,7 +299,14 @@ class _Facts:
         relation = relation_of(asked.records[at].fact) if asked.records else ""
         if len(self._owners([(relation, asked.answers[at]), *beside])) > 1:
             raise NotMeasured("the answer is that of several units, so that more than one name would be right")
+        if self._tells(asked.units[at], name, asked.answers[at]):
+            raise NotMeasured("the answer holds a part of the name that is asked for")
         return name
+
+
+def _words(text: str) -> set[str]:
+    """Its words in lower case, initials left out."""
+    return {word for word in re.findall(r"\w+", text.casefold()) if len(word) > 1}
 
 
 def _hash(text: str) -> bytes:
