@@ -129,6 +129,14 @@ def test_a_text_that_some_question_does_not_take_is_gone_on_from_and_never_asked
     assert search.kept[0] == (-1.0, (2, 3)) and search.best == first
 
 
+def test_a_search_that_finds_nothing_to_type_is_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Otherwise the plain question would be asked in its name."""
+    original = folder_of(llama(seed=2), tmp_path)
+    monkeypatch.setattr(Search, "_keep", lambda self, loss, tokens: self.kept.append((loss, tokens)))
+    with pytest.raises(NotMeasured, match="no text was found in 8 steps that can be typed"):
+        BRIEF.walk(target_of(llama(seed=1)), attacker_of(PEOPLE, encoder(), original), lambda *given, **named: None)
+
+
 def test_no_distance_between_a_model_and_itself_behind_nothing_or_behind_what_it_cannot_see() -> None:
     model = llama(layers=3, seed=1)
     search = search_of(replace(BRIEF, tokens=4), model, model)

@@ -128,6 +128,8 @@ class GcgEnhanced:
             if step in self.steps and step == 0:
                 then(0)
             elif step in self.steps:
+                if not search.best:
+                    raise NotMeasured(f"no text was found in {step} steps that can be typed before every question")
                 then(step, rewording=Beside(search.strings.text(search.best), "prefix"))
 
     def search(self, target: Target, original: Any, asked: Sequence[tuple[str, str]]) -> Search:
