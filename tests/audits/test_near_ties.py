@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -53,6 +54,16 @@ def test_an_audit_lists_them_by_the_ids_of_its_scores(mini: Mini, audited: Audit
     assert "Answers that hang by a hair" in text and all(item in text for item in rows["as_is"])
     before = {row["condition"]: row["items"] for row in audited.audit["near_ties"]["rows"]}
     assert len(before.get("as_is", [])) < len(lines), "the same model without the tie"
+
+
+def test_those_of_the_reference_are_not_the_models(
+    mini: Mini, audited: AuditResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LETHEON_CACHE", str(tmp_path / "cache"))  # the reference is asked, and not remembered
+    reference, lines = twins(mini, tmp_path / "twins")
+    found = audit(mini.reference, reference=reference, out=tmp_path / "run", **mini.inputs, **QUICKLY)
+    rows = {row["condition"]: row["items"] for row in found.audit["near_ties"]["rows"]}
+    assert len(rows.get("as_is", [])) < len(lines)
 
 
 def test_a_page_without_any_says_nothing_of_them(audited: AuditResult, tmp_path: Path) -> None:
