@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -46,5 +47,4 @@ def test_the_page_is_the_one_that_the_result_makes(page: ModuleType, found: dict
 
 
 def test_nothing_published_names_a_place_on_a_machine(found: dict[str, Any]) -> None:
-    text = json.dumps(found)
-    assert not [place for place in ("/home/", "/tmp/", "/work/", "/root/") if place in text]
+    assert not re.findall(r"(?<![\w.])/\w+/", json.dumps(found)), "a path from the root"
